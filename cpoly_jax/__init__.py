@@ -1,0 +1,1 @@
+"""C-Poly: customised Polytropon skills and routing for T5 in JAX."""

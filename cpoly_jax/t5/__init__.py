@@ -1,0 +1,1 @@
+"""The T5 encoder-decoder with adapters; parameter names and shapes are T5X's."""

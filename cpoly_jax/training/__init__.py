@@ -1,0 +1,1 @@
+"""The seams to t5x: model, features, optimizer, partitioning."""

@@ -1,0 +1,77 @@
+"""Feature converter that carries each example's task to the model as a routing row.
+
+Tasks mark their examples with `task_id` [1], the key of the task's name; here the run's `TaskIndex` turns it into the
+row of the routing. The model's batch has one feature more than T5X's encoder-decoder batch: `task_id` [B, 1] int32.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Callable, Mapping
+
+import seqio
+import tensorflow as tf
+
+from cpoly_jax.task_index import TaskIndex
+
+TASK_ID = 'task_id'
+
+
+class TaskFeatureConverter(seqio.EncDecFeatureConverter):
+  """`seqio.EncDecFeatureConverter` plus `task_id`.
+
+  Args:
+    task_index: the run's tasks.
+    pack: must be False: a packed row would have several tasks.
+    **kwargs: as of `seqio.FeatureConverter`.
+
+  Raises:
+    ValueError: `pack` is set.
+  """
+
+  TASK_FEATURES = {**seqio.EncDecFeatureConverter.TASK_FEATURES,
+                   TASK_ID: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)}
+  MODEL_FEATURES = {**seqio.EncDecFeatureConverter.MODEL_FEATURES,
+                    TASK_ID: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)}
+
+  def __init__(self, *, task_index: TaskIndex, pack: bool = False, **kwargs):
+    if pack:
+      raise ValueError('routing by task needs one example a row: set utils.DatasetConfig.pack = False')
+    super().__init__(pack=False, **kwargs)
+    self._task_index = task_index
+
+  def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+    """As SeqIO's; the length of `task_id` is always 1 and need not be given."""
+    if TASK_ID not in ds.element_spec:
+      raise ValueError(f'the examples have no {TASK_ID!r}: end the pipeline of each task with tasks.features.pipeline')
+    return super().__call__(ds, {**task_feature_lengths, TASK_ID: 1})
+
+  def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
+    rows = _row_lookup(self._task_index)
+    marked = ds.map(lambda example: {**example, TASK_ID: rows(example[TASK_ID])}, num_parallel_calls=tf.data.AUTOTUNE)
+    return super()._convert_features(marked, task_feature_lengths)
+
+  def _convert_example(self, features: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
+    return {**super()._convert_example(features), TASK_ID: features[TASK_ID]}
+
+  def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
+    """Lengths of the model's features: T5X's, and 1 for `task_id`."""
+    return {**super().get_model_feature_lengths(task_feature_lengths), TASK_ID: task_feature_lengths[TASK_ID]}
+
+
+def _row_lookup(task_index: TaskIndex) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns a function from keys [1] to rows [1] int32; it fails on a key that the index does not have."""
+  keys = tf.constant(task_index.keys)
+
+  def rows(key: tf.Tensor) -> tf.Tensor:
+    hits = tf.equal(keys, key[0])
+    with tf.control_dependencies([tf.debugging.Assert(
+        tf.reduce_any(hits), ['an example is of a task that has no routing row; its key is', key])]):
+      return tf.argmax(tf.cast(hits, tf.int32), output_type=tf.int32)[None]
+
+  return rows
+
+
+def converter_for(task_index: TaskIndex) -> Callable[..., TaskFeatureConverter]:
+  """Returns what T5X calls as a feature converter class: it takes `pack` and the like."""
+  return functools.partial(TaskFeatureConverter, task_index=task_index)

@@ -1,0 +1,142 @@
+"""The C-Poly model: T5X's encoder-decoder model whose network is told each example's task.
+
+T5X's methods call `module.apply` and know nothing of tasks. Rather than repeat them, `CPolyModel` runs them on a copy of
+itself whose module is a `TaskBound` one, which adds the routing rows of the batch to every call, repeated for each
+beam while decoding, and the rng of the routing noise while training.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Mapping
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import seqio
+from t5x import models
+
+from cpoly_jax import routing
+from cpoly_jax.task_index import TaskIndex
+from cpoly_jax.training.features import TASK_ID, converter_for
+
+
+class TaskBound:
+  """A linen module together with the routing rows of a batch.
+
+  Args:
+    module: a network whose methods take `task_ids`.
+    task_ids: [B] int32.
+  """
+
+  def __init__(self, module: nn.Module, task_ids: jax.Array):
+    self._module = module
+    self._task_ids = task_ids
+
+  def __getattr__(self, name: str):
+    return getattr(self._module, name)
+
+  def apply(self, variables, *args, rngs: Mapping[str, jax.Array] | None = None, **kwargs):
+    """As `module.apply`; the tokens' batch is B, or B*n with each example repeated n times in place."""
+    batch = (args[0] if args else kwargs['encoder_input_tokens']).shape[0]
+    if batch % self._task_ids.shape[0]:
+      raise ValueError(f'a batch of {batch} cannot hold {self._task_ids.shape[0]} examples, each equally often')
+    task_ids = jnp.repeat(self._task_ids, batch // self._task_ids.shape[0], axis=0)
+    if rngs and 'dropout' in rngs and routing.RNG not in rngs:
+      # A stream of its own, so that dropout masks are those of a run without routing.
+      rngs = {**rngs, routing.RNG: jax.random.fold_in(rngs['dropout'], 1)}
+    return self._module.apply(variables, *args, rngs=rngs, task_ids=task_ids, **kwargs)
+
+
+class CPolyModel(models.EncoderDecoderModel):
+  """T5X's `EncoderDecoderModel` with routing by task; its batch has `task_id` [B, 1] besides.
+
+  Args:
+    task_index: the run's tasks, in the order of the routing's rows.
+    num_tasks: rows of the routing; None for as many as there are tasks. More leave room for later tasks.
+    **kwargs: as of `t5x.models.EncoderDecoderModel`; its module must take `task_ids`.
+
+  Raises:
+    ValueError: more tasks than rows.
+  """
+
+  def __init__(self, *args, task_index: TaskIndex, num_tasks: int | None = None, **kwargs):
+    super().__init__(*args, feature_converter_cls=converter_for(task_index), **kwargs)
+    if num_tasks is not None and len(task_index) > num_tasks:
+      raise ValueError(f'{len(task_index)} tasks do not fit {num_tasks} routing rows: raise NUM_TASKS to {len(task_index)}')
+    self.task_index = task_index
+
+  def _bound(self, batch: Mapping[str, jax.Array]) -> 'CPolyModel':
+    """A copy whose module knows the tasks of `batch`."""
+    if TASK_ID not in batch:
+      raise ValueError(f'the batch has no {TASK_ID!r} [B, 1]: read it through this model\'s FEATURE_CONVERTER_CLS')
+    bound = copy.copy(self)
+    bound.module = TaskBound(self.module, batch[TASK_ID][:, 0])
+    return bound
+
+  def get_initial_variables(self, rng: jax.Array, input_shapes: Mapping[str, Any],
+                            input_types: Mapping[str, Any] | None = None):
+    """As T5X's. Parameters do not depend on the tasks of the batch, so row 0 stands for all."""
+    bound = copy.copy(self)
+    bound.module = _Initializing(self.module)
+    return super(CPolyModel, bound).get_initial_variables(rng, input_shapes, input_types)
+
+  def _compute_logits(self, params, batch, dropout_rng=None, mutable=False, other_variables=None):
+    return super(CPolyModel, self._bound(batch))._compute_logits(params, batch, dropout_rng, mutable, other_variables)
+
+  def predict_batch_with_aux(self, params, batch, *args, **kwargs):
+    """As T5X's; tasks may be mixed in the batch."""
+    return super(CPolyModel, self._bound(batch)).predict_batch_with_aux(params, batch, *args, **kwargs)
+
+  def _compute_kv_cache(self, params, encoded_inputs, *args, **kwargs):
+    """As T5X's, and the encoder's keys and values are computed once, not in each decoding step."""
+    cache, initial_index = super()._compute_kv_cache(params, encoded_inputs, *args, **kwargs)
+    _, kept = self.module.apply({'params': params, 'cache': cache}, encoded_inputs, mutable=['cache'],
+                                method=self.module.keep_encoded)
+    return kept['cache'], initial_index
+
+  def check_mixture(self, mixture_or_task: seqio.Task | seqio.Mixture) -> None:
+    """Raises ValueError unless every task of a SeqIO mixture has a routing row."""
+    self.task_index.check_covers([task.name for task in seqio.get_subtasks(mixture_or_task)])
+
+  def checkpoint_metadata(self) -> dict[str, Any]:
+    """What a checkpoint has to tell of this model besides its parameters."""
+    return {'task_index': self.task_index.to_json()}
+
+  def check_checkpoint_metadata(self, metadata: Mapping[str, Any], where: str = 'the checkpoint') -> None:
+    """Raises ValueError if a checkpoint of this model was trained with another TaskIndex."""
+    if 'task_index' in metadata:
+      self.task_index.check_same(TaskIndex.from_json(metadata['task_index']), where)
+
+
+class _Initializing:
+  """A module whose `init` is given row 0 for every example."""
+
+  def __init__(self, module: nn.Module):
+    self._module = module
+
+  def __getattr__(self, name: str):
+    return getattr(self._module, name)
+
+  def init(self, rng, *args, **kwargs):
+    return self._module.init(rng, *args, task_ids=jnp.zeros(args[0].shape[0], jnp.int32), **kwargs)
+
+
+def summarize_run(model_dir: str, summary_writer, step: int, *, task_index: TaskIndex) -> None:
+  """T5X's `summarize_config_fn` for routed runs: writes config.gin and `task_index.json`.
+
+  Args:
+    model_dir: the folder of the run.
+    summary_writer: as T5X passes it, or None.
+    step: the step that starts.
+    task_index: the run's tasks; compared with those that `model_dir` has.
+
+  Raises:
+    ValueError: `model_dir` belongs to a run with other tasks.
+  """
+  from t5x import gin_utils  # Here: models are used without gin, too.
+  there = TaskIndex.load(model_dir)
+  if there is not None:
+    task_index.check_same(there, model_dir)
+  gin_utils.summarize_gin_config(model_dir, summary_writer, step)
+  task_index.save(model_dir)

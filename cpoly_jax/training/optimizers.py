@@ -1,0 +1,99 @@
+"""The optimizer of a run with a frozen base: AdamW at two speeds, one for skills and one for routing.
+
+A parameter belongs to the first of `RULES` whose pattern its path matches. What is frozen has neither gradient nor state
+where the provider of t5x honours `trainable_mask`; elsewhere its update is zero. Schedules count from the run's first
+step, as optax keeps that count in its own state, so the step of the base's checkpoint does not matter.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from t5x import optimizers
+
+SKILLS = 'skills'
+ROUTING = 'routing'
+FROZEN = 'frozen'
+RULES = ((r'(.*/)?routing/.*', ROUTING), (r'(.*/)?skills/.*', SKILLS), (r'.*', FROZEN))
+
+
+def group_of(path: str) -> str:
+  """Returns the group, one of RULES' names, of the parameter at `path`, e.g. `encoder/.../skills/down`."""
+  return next(group for pattern, group in RULES if re.fullmatch(pattern, path))
+
+
+def parameter_groups(params: Any) -> Any:
+  """Returns a tree like `params` with the group of each leaf."""
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: group_of('/'.join(str(getattr(k, 'key', k)) for k in path)), params)
+
+
+def linear_warmup_decay(peak: float, total_steps: int, warmup_ratio: float = 0.06) -> optax.Schedule:
+  """Linear from 0 to `peak` over the first part of the steps, then linear to 0 (C-Poly's schedule).
+
+  Args:
+    peak: highest learning rate.
+    total_steps: steps of the run, counted from its first one.
+    warmup_ratio: share of the steps that warms up, in [0, 1).
+
+  Returns:
+    A function from the step (an integer or int32 array) to the rate, float32.
+  """
+  if total_steps < 1 or not 0 <= warmup_ratio < 1:
+    raise ValueError(f'a schedule of {total_steps} steps with warmup_ratio {warmup_ratio}: '
+                     'write 1 step or more, and a ratio from 0 to below 1')
+  warmup = max(1, round(total_steps * warmup_ratio))
+
+  def rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    # The first update already has a rate above 0.
+    rising = (step + 1) / warmup
+    falling = (total_steps - step) / max(1, total_steps - warmup)
+    return peak * jnp.clip(jnp.minimum(rising, falling), 0., 1.)
+
+  return rate
+
+
+class FrozenBaseOptimizer(optimizers.OptaxWrapper):
+  """AdamW for skills and, at a rate of its own, for routing; nothing else changes.
+
+  Args:
+    skills_learning_rate: a rate or a schedule (`linear_warmup_decay`).
+    routing_learning_rate: the same for routing; METHOD's dual speed wants it higher.
+    weight_decay: of skills.
+    routing_weight_decay: of routing.
+    max_grad_norm: bound of the gradient's global norm over all that trains; None for no bound.
+    b1: decay of the first moment.
+    b2: decay of the second moment.
+    eps: added to the root of the second moment.
+  """
+
+  def __init__(self, skills_learning_rate: float | Callable = 1e-3, routing_learning_rate: float | Callable = 1e-2,
+               weight_decay: float = 0., routing_weight_decay: float = 0., max_grad_norm: float | None = 1.0,
+               b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
+    adamw = lambda rate, decay: optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=decay)
+    steps = []
+    if max_grad_norm is not None:
+      frozen_to_zero = {SKILLS: optax.identity(), ROUTING: optax.identity(), FROZEN: optax.set_to_zero()}
+      steps += [optax.multi_transform(frozen_to_zero, parameter_groups), optax.clip_by_global_norm(max_grad_norm)]
+    steps.append(optax.multi_transform({
+        SKILLS: adamw(skills_learning_rate, weight_decay),
+        ROUTING: adamw(routing_learning_rate, routing_weight_decay),
+        FROZEN: optax.set_to_zero()}, parameter_groups))
+    super().__init__(optax.chain(*steps))
+
+  def trainable_mask(self, params: Any) -> Any:
+    """Returns a tree like `params`: True where something trains.
+
+    Raises:
+      ValueError: nothing does.
+    """
+    mask = jax.tree.map(lambda group: group != FROZEN, parameter_groups(params))
+    if not any(jax.tree.leaves(mask)):
+      raise ValueError('no parameter lies under skills/ or routing/, so nothing would train: '
+                       'give network.Transformer an adapter, or use another OPTIMIZER')
+    return mask

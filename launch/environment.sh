@@ -1,0 +1,37 @@
+# Sourced by the other scripts: makes the environment once and reuses it.
+#
+#   VENV    folder of the virtual environment (default: .venv in the checkout)
+#   PYTHON  interpreter to make it with (default: the newest python3 that is 3.11 or later)
+
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${VENV:-$ROOT/.venv}"
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or later found; install one, or name it: PYTHON=/path/to/python $0" >&2
+  exit 1
+}
+
+# Installs the project into $VENV unless this very set of requirements is there already.
+# $1: an extra constraint of what to install, '' for none.
+ensure_environment() {
+  local python stamp wanted
+  python="$(find_python)"
+  wanted="$(cd "$ROOT" && "$python" --version && cat setup.py t5x_lite/setup.py requirements.txt constraints.txt)"
+  stamp="$VENV/.installed"
+  if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && [ -x "$VENV/bin/python" ]; then
+    return
+  fi
+  echo "Installing into $VENV (once; some minutes) ..."
+  "$python" -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
+  (cd "$ROOT" && "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt)
+  printf '%s\n' "$wanted" > "$stamp"
+}

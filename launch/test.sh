@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Checks the project on this machine, from nothing: environment, install, lint, all tests.
+#
+#   bash launch/test.sh [arguments for pytest, e.g. tests/cpoly_jax -k routing]
+#   bash launch/test.sh -m slow       the checks that take minutes each
+#
+#   VENV, PYTHON: see launch/environment.sh
+#   CPOLY_SHARED: folder with the optional sample data; tests that need it skip where it is absent
+set -euo pipefail
+case "${1:-}" in
+  -h|--help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+esac
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+ensure_environment
+cd "$ROOT"
+"$VENV/bin/ruff" check .
+JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" "$VENV/bin/python" -m pytest "$@"

@@ -1,0 +1,44 @@
+"""Installs cpoly-jax: the method, its tasks and its gin files."""
+
+import pathlib
+
+import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+
+setuptools.setup(
+    name='cpoly-jax',
+    version='0.1.0',
+    description='C-Poly and Polytropon: multi-task fine-tuning of T5 with routed skills, in JAX and T5X',
+    long_description=(_HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    python_requires='>=3.11',
+    packages=setuptools.find_packages(include=['cpoly_jax', 'cpoly_jax.*', 'tasks', 'tasks.*', 'gin_configs', 'gin_configs.*']),
+    package_data={
+        '': ['*.gin'],
+        'cpoly_jax': ['assets/*/*/checkpoint', 'assets/*/*.md'],
+    },
+    install_requires=[
+        'absl-py>=2.1',
+        'etils[epath]>=1.9',
+        'flax>=0.12,<0.13',
+        'gin-config>=0.5,<0.6',
+        'jax>=0.10,<0.11',
+        'numpy>=2.0',
+        'optax>=0.2.5,<0.3',
+        'orbax-checkpoint>=0.12,<0.13',
+        'rouge-score>=0.1.2',
+        'seqio>=0.0.20,<0.1',
+        'tensorflow>=2.19,<2.22',
+        'tensorflow-datasets>=4.9.7',
+    ],
+    extras_require={
+        'test': ['pytest>=8', 'ruff>=0.14,<0.20'],
+        'tpu': ['jax[tpu]>=0.10,<0.11'],
+        'gpu': ['jax[cuda12]>=0.10,<0.11'],
+        # The repository of google-research; instead of t5x_lite, not beside it.
+        't5x': ['t5x @ git+https://github.com/google-research/t5x'],
+    },
+)

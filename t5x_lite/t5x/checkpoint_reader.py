@@ -1,0 +1,435 @@
+"""Opens checkpoints: one view over every format that T5X has written.
+
+`open_checkpoint` reads only the small index of a checkpoint and returns its arrays as `StoredArray`s: name,
+shape, dtype, and a way to fetch the values. Legacy T5X (a msgpack file with inline arrays or with pointers
+to zarr folders) and Orbax (OCDBT or zarr folders) both end up in TensorStore, so the rest of the package
+never asks which format it reads. `read_arrays` moves tensors one by one into their sharding.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import json
+import os
+import queue
+import re
+import threading
+from typing import Any
+from collections.abc import Mapping, Sequence
+
+from absl import logging
+from etils import epath
+from flax import serialization
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CHECKPOINT_PREFIX = 'checkpoint_'
+STATE_ITEM = 'state'
+METADATA_ITEM = 'metadata'
+# An unreachable bucket must be told within seconds; reading values has no such limit.
+_PROBE_SECONDS = 8.0
+_CONCURRENT_TENSORS = 8
+_STEP_FOLDER = re.compile(CHECKPOINT_PREFIX + r'(\d+)$')
+_PLACEHOLDER = 'PLACEHOLDER://'
+
+
+class CheckpointReadError(ValueError):
+  """A checkpoint that exists but cannot be read: truncated, corrupt, or not a checkpoint at all."""
+
+
+def get_checkpoint_dir(
+    checkpoints_dir: str | os.PathLike, step: int, step_format_fixed_length: int | None = None
+) -> str:
+  """Returns the folder of `step`, e.g. `/model/checkpoint_100`."""
+  number = f'{step:0{step_format_fixed_length}d}' if step_format_fixed_length else str(step)
+  return os.path.join(os.fspath(checkpoints_dir), f'{CHECKPOINT_PREFIX}{number}')
+
+
+def normalize_path(path: str | os.PathLike) -> str:
+  """Cleans a user's checkpoint path; `.../checkpoint_7/checkpoint` means its parent folder.
+
+  Raises:
+    ValueError: if the path is empty.
+  """
+  path = os.path.expanduser(os.fspath(path)).rstrip('/')
+  if not path:
+    raise ValueError(
+        "The restore path is empty: set INITIAL_CHECKPOINT_PATH to a checkpoint folder such as "
+        "'/models/t5/checkpoint_1000000', or set the restore configuration to None to start from scratch."
+    )
+  parent, name = os.path.split(path)
+  return parent if name == 'checkpoint' and _STEP_FOLDER.search(parent) else path
+
+
+def absolute_path(path: str | os.PathLike) -> str:
+  """Returns a normalized path that stays valid in another working directory."""
+  path = normalize_path(path)
+  return path if '://' in path else os.path.abspath(path)
+
+
+def get_step_from_checkpoint_dir(checkpoints_dir: str) -> tuple[str, int]:
+  """Splits `/model/checkpoint_100` into `('/model', 100)`.
+
+  Raises:
+    ValueError: if the last part of the path is not `checkpoint_<step>`.
+  """
+  parent, name = os.path.split(normalize_path(checkpoints_dir))
+  match = _STEP_FOLDER.fullmatch(name)
+  if not match:
+    raise ValueError(f'{checkpoints_dir} does not end in {CHECKPOINT_PREFIX}<step>, e.g. checkpoint_1000.')
+  return parent, int(match.group(1))
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  return '://' in os.fspath(path)
+
+
+def _cannot_reach(path: str) -> FileNotFoundError:
+  return FileNotFoundError(f'cannot reach {path}: check the network and credentials')
+
+
+def _with_deadline(function, path: str):
+  """Calls `function()`, for remote paths with a deadline: storage clients retry for minutes offline."""
+  if not is_remote(path):
+    return function()
+  box = queue.SimpleQueue()
+
+  def work():
+    try:
+      box.put((function(), None))
+    except Exception as error:  # The storage clients raise many kinds; all mean the same to the user.
+      box.put((None, error))
+
+  # Not a pool: its threads are joined when Python exits, a daemon thread is left behind.
+  threading.Thread(target=work, daemon=True).start()
+  try:
+    value, error = box.get(timeout=_PROBE_SECONDS)
+  except queue.Empty:
+    raise _cannot_reach(path) from None
+  if error is not None:
+    raise _cannot_reach(path) from error
+  return value
+
+
+def all_steps(checkpoints_dir: str | os.PathLike) -> Sequence[int]:
+  """Returns the steps of the finished checkpoints in a folder, ascending; [] if there is none.
+
+  Raises:
+    FileNotFoundError: if the bucket does not answer.
+  """
+  path = epath.Path(checkpoints_dir)
+  remote = is_remote(checkpoints_dir)
+  if remote:
+    import tensorflow  # noqa: F401  # Its slow import must not eat the deadline.
+
+  def steps():
+    found = []
+    for entry in path.iterdir() if path.exists() else ():
+      match = _STEP_FOLDER.fullmatch(entry.name)
+      # A bucket has no atomic rename: there a marker, written last, says that the folder is complete.
+      if match and (not remote or (entry / 'commit_success.txt').exists() or (entry / 'checkpoint').exists()):
+        found.append(int(match.group(1)))
+    return sorted(found)
+
+  return _with_deadline(steps, os.fspath(checkpoints_dir))
+
+
+def latest_step(checkpoints_dir: str | os.PathLike) -> int | None:
+  """Returns the newest step in a folder, None if there is no checkpoint."""
+  return max(all_steps(checkpoints_dir), default=None)
+
+
+def find_checkpoint(path: str | os.PathLike, step: int | None = None) -> str:
+  """Finds one checkpoint: `path` itself, or `checkpoint_<step>` (default: the newest) inside it.
+
+  Raises:
+    FileNotFoundError: if there is nothing at `path`.
+  """
+  path = normalize_path(path)
+  if step is not None:
+    return path if _STEP_FOLDER.fullmatch(os.path.basename(path)) else get_checkpoint_dir(path, step)
+  if is_remote(path) and _STEP_FOLDER.fullmatch(os.path.basename(path)):
+    return path
+  if not is_remote(path) and not os.path.exists(path):
+    raise FileNotFoundError(f'There is no checkpoint at {path}: give the path of a checkpoint_<step> folder.')
+  newest = latest_step(path) if is_remote(path) or os.path.isdir(path) else None
+  return path if newest is None else get_checkpoint_dir(path, newest)
+
+
+@functools.cache
+def _context():
+  """One TensorStore context, so that all tensors of a checkpoint share the cached OCDBT index."""
+  import tensorstore as ts
+
+  return ts.Context({'cache_pool#ocdbt': {'total_bytes_limit': 100_000_000}})
+
+
+def _kvstore_spec(path: str) -> dict[str, Any]:
+  """Returns the TensorStore key-value spec of a local or gs:// folder."""
+  if path.startswith('gs://'):
+    bucket, _, prefix = path.removeprefix('gs://').partition('/')
+    return {'driver': 'gcs', 'bucket': bucket, 'path': f'{prefix.strip("/")}/'}
+  return {'driver': 'file', 'path': os.path.join(os.path.abspath(path), '')}
+
+
+def read_small_file(folder: str, name: str) -> bytes | None:
+  """Returns the content of `folder/name`, None if it is absent.
+
+  Raises:
+    FileNotFoundError: if the bucket does not answer.
+  """
+  if not is_remote(folder):
+    file = os.path.join(folder, name)
+    if not os.path.isfile(file):
+      return None
+    with open(file, 'rb') as stream:
+      return stream.read()
+  if not folder.startswith('gs://'):
+    file = epath.Path(folder) / name
+    return file.read_bytes() if file.exists() else None
+  import tensorstore as ts
+
+  try:
+    store = ts.KvStore.open(_kvstore_spec(folder), context=_context()).result(timeout=_PROBE_SECONDS)
+    # Only the probe is bound in time: a long index may take longer on a slow line.
+    probe = store.list(ts.KvStore.KeyRange(name, name + '\0')).result(timeout=_PROBE_SECONDS)
+    if name.encode() not in probe:
+      return None
+    return store.read(name).result().value
+  except Exception as error:  # Time-outs, refused credentials, unknown buckets.
+    raise _cannot_reach(folder) from error
+
+
+class StoredArray:
+  """One array of a checkpoint, not read yet; values are fetched by `get` or `read_arrays`.
+
+  Attributes:
+    name: its name in the checkpoint, e.g. `target/encoder/encoder_norm/scale`.
+    path: the checkpoint that physically holds it (differs from the one opened for a frozen base).
+  """
+
+  def __init__(self, name: str, path: str, value: np.ndarray | None = None, spec: dict | None = None):
+    self.name, self.path = name, path
+    self._value, self._spec, self._opening = value, spec, None
+    self._metadata = (spec or {}).get('metadata', {})
+
+  def start_opening(self) -> None:
+    """Starts to open the array in the background, so that many are opened at the same time."""
+    if self._spec is not None and self._opening is None:
+      import tensorstore as ts
+
+      spec = {k: v for k, v in self._spec.items() if k not in ('metadata', 'dtype')}
+      self._opening = ts.open(ts.Spec(spec), open=True, read=True, context=_context())
+
+  def _open(self):
+    """Returns the numpy array or the opened TensorStore."""
+    if self._spec is None:
+      return self._value
+    self.start_opening()
+    try:
+      return self._opening.result()
+    except Exception as error:
+      raise _unreadable(self.path, error, self.name) from error
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return tuple(self._metadata['shape']) if 'shape' in self._metadata else tuple(self._open().shape)
+
+  @property
+  def dtype(self) -> np.dtype:
+    dtype = self._open().dtype
+    return jnp.dtype(dtype) if self._spec is None else jnp.dtype(dtype.numpy_dtype)
+
+  @property
+  def size(self) -> int:
+    return int(np.prod(self.shape, dtype=np.int64))
+
+  def read(self, index: Any = (), dtype: np.dtype | None = None) -> np.ndarray:
+    """Reads the part of the array that `index` (a tuple of slices) selects, cast to `dtype`."""
+    source = self._open()
+    if self._spec is None:
+      # A copy: the values would else keep the whole msgpack buffer alive.
+      return np.array(source[index], dtype=dtype or source.dtype)
+    try:
+      values = np.asarray(source[index].read().result())
+    except Exception as error:
+      raise _unreadable(self.path, error, self.name) from error
+    return values if dtype is None else values.astype(dtype, copy=False)
+
+  def get(self) -> np.ndarray:
+    """Reads the whole array."""
+    return self.read()
+
+  def astype(self, dtype) -> CastArray:
+    return CastArray(self, jnp.dtype(dtype))
+
+  def __repr__(self) -> str:
+    return f'StoredArray({self.name!r} in {self.path!r})'
+
+
+class CastArray(StoredArray):
+  """A stored array that is cast when it is read."""
+
+  def __init__(self, array: StoredArray, dtype: np.dtype):
+    super().__init__(array.name, array.path, array._value, array._spec)
+    self._dtype = dtype
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self._dtype
+
+  def read(self, index: Any = (), dtype: np.dtype | None = None) -> np.ndarray:
+    return super().read(index, dtype or self._dtype)
+
+
+def _unreadable(path: str, error: Exception, name: str = '') -> CheckpointReadError:
+  """Makes the one-line error of a damaged checkpoint."""
+  # TensorStore appends its whole specification in brackets.
+  reason = ' '.join(str(error).split(' [')[0].split())[:300] or type(error).__name__
+  where = f'{name!r} of {path}' if name else path
+  return CheckpointReadError(f'{where} cannot be read, the checkpoint is truncated or corrupt: {reason}')
+
+
+@dataclasses.dataclass
+class StoredCheckpoint:
+  """The index of one checkpoint.
+
+  Attributes:
+    path: its folder (or single file).
+    arrays: flat names, `target/...` and `state/...`, to the arrays; None and empty leaves are left out.
+    metadata: what this package recorded beside the state, None for checkpoints of other writers.
+  """
+
+  path: str
+  arrays: dict[str, StoredArray]
+  metadata: dict[str, Any] | None = None
+
+
+def open_checkpoint(path: str | os.PathLike) -> StoredCheckpoint:
+  """Reads the index of a checkpoint of any format.
+
+  Args:
+    path: a `checkpoint_<step>` folder, its msgpack file, or a single msgpack file of any name.
+
+  Raises:
+    FileNotFoundError: if nothing is there or the bucket cannot be reached.
+    CheckpointReadError: if it is no checkpoint or is damaged.
+  """
+  path = absolute_path(path)
+  if not is_remote(path) and not os.path.exists(path):
+    raise FileNotFoundError(f'There is no checkpoint at {path}: give the path of a checkpoint_<step> folder.')
+  try:
+    for item in (f'{path}/{STATE_ITEM}', path):
+      content = read_small_file(item, '_METADATA')
+      if content is not None:
+        recorded = read_small_file(f'{path}/{METADATA_ITEM}', METADATA_ITEM)
+        metadata = None if recorded is None else json.loads(recorded)
+        return StoredCheckpoint(path, _orbax_arrays(path, item, json.loads(content)), metadata)
+    folder, file = os.path.split(path) if os.path.isfile(path) else (path, 'checkpoint')
+    content = read_small_file(folder, file)
+    if content is not None:
+      tree = serialization.msgpack_restore(content)
+      return StoredCheckpoint(path, _msgpack_arrays(path, folder, tree))
+  except CheckpointReadError:
+    raise
+  except FileNotFoundError as error:
+    raise (_cannot_reach(path) if is_remote(path) else error) from error
+  except Exception as error:  # json, msgpack and missing keys: all signs of a damaged index.
+    raise _unreadable(path, error) from error
+  if is_remote(path):
+    raise FileNotFoundError(f'There is no checkpoint at {path}: give the path of a checkpoint_<step> folder.')
+  steps = all_steps(path) if os.path.isdir(path) else []
+  hint = 'it has neither _METADATA nor a msgpack index'
+  if steps:
+    hint = f"it holds steps {steps}: name one, or set mode='latest'"
+  raise CheckpointReadError(f'{path} is not a checkpoint: {hint}.')
+
+
+def _orbax_arrays(path: str, item: str, index: Mapping[str, Any]) -> dict[str, StoredArray]:
+  """Turns Orbax's `_METADATA` into stored arrays, one TensorStore spec each."""
+  arrays = {}
+  for entry in index['tree_metadata'].values():
+    value = entry['value_metadata']
+    if value['value_type'] in ('None', 'Dict', 'List', 'Tuple', 'string') or value.get('skip_deserialize'):
+      continue
+    keys = [str(key['key']) for key in entry['key_metadata']]
+    dotted = '.'.join(keys)
+    if index.get('use_ocdbt', False):
+      kvstore = {'driver': 'ocdbt', 'base': _kvstore_spec(item), 'path': f'{dotted}/', 'cache_pool': 'cache_pool#ocdbt'}
+    else:
+      kvstore = _kvstore_spec(f'{item}/{dotted}')
+    spec = {'driver': 'zarr3' if index.get('use_zarr3') else 'zarr', 'kvstore': kvstore}
+    if index.get('store_array_data_equal_to_fill_value'):
+      # Every chunk was written, so a missing one is damage and must not be read as zeros.
+      spec['fill_missing_data_reads'] = False
+    arrays['/'.join(keys)] = StoredArray('/'.join(keys), path, spec=spec)
+  return arrays
+
+
+def _msgpack_arrays(path: str, folder: str, tree: Mapping[str, Any]) -> dict[str, StoredArray]:
+  """Turns a msgpack index (legacy T5X, or Orbax's first aggregate file) into stored arrays."""
+  if 'version' in tree and 'optimizer' in tree:
+    if int(tree['version']) < 2:
+      raise CheckpointReadError(f'{path} has format version {tree["version"]}; versions 2 and 3 can be read.')
+    # Some T5X versions put `flax_mutables` beside the optimizer instead of inside it.
+    tree = {**{k: v for k, v in tree.items() if k == 'flax_mutables'}, **tree['optimizer']}
+  elif '_optimizer' in tree:
+    tree = tree['_optimizer']
+  elif 'target' not in tree and 'state' not in tree:
+    raise CheckpointReadError(f'{path} is not a T5X checkpoint: its index has the keys {sorted(tree)[:5]}.')
+  is_spec = lambda _, value: 'driver' in value and 'kvstore' in value
+  arrays = {}
+  for name, value in traverse_util.flatten_dict(tree, sep='/', is_leaf=is_spec).items():
+    if value is None:
+      continue
+    spec = None
+    if isinstance(value, dict):
+      # The recorded driver and root are those of the writer's machine: only the folder name is kept.
+      spec = dict(value, kvstore=_kvstore_spec(f'{folder}/{value["kvstore"]["path"].strip("/")}'))
+    elif isinstance(value, str) and value.startswith(_PLACEHOLDER):
+      spec = {'driver': 'zarr', 'kvstore': _kvstore_spec(f'{folder}/{value.removeprefix(_PLACEHOLDER)}')}
+    if spec is not None:
+      if spec['driver'] == 'zarr':
+        spec['fill_missing_data_reads'] = False
+      arrays[name] = StoredArray(name, path, spec=spec)
+    else:
+      arrays[name] = StoredArray(name, path, value=np.asarray(value))
+  return arrays
+
+
+def read_arrays(requests: Mapping[str, tuple[StoredArray, Any, np.dtype]]) -> dict[str, jax.Array]:
+  """Reads tensors straight into their shardings, a few at a time.
+
+  Host memory holds at most a few tensors at once, in a multi-process job only this process's shards.
+
+  Args:
+    requests: any key to (stored array, `jax.sharding.Sharding`, dtype).
+
+  Returns:
+    The same keys to arrays.
+
+  Raises:
+    CheckpointReadError: if values are missing or damaged.
+  """
+
+  def read(request):
+    array, sharding, dtype = request
+    parts = {}
+
+    def part(index):
+      # Replicated devices ask for the same part: read it once.
+      key = tuple((s.start, s.stop) for s in index)
+      if key not in parts:
+        parts[key] = array.read(index, dtype)
+      return parts[key]
+
+    return jax.make_array_from_callback(array.shape, sharding, part)
+
+  with concurrent.futures.ThreadPoolExecutor(_CONCURRENT_TENSORS) as pool:
+    arrays = dict(zip(requests, pool.map(read, requests.values())))
+  logging.info('Read %d arrays.', len(arrays))
+  return arrays

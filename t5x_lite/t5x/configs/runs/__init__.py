@@ -1,0 +1,1 @@
+"""Gin files of runs: finetune, pretrain, eval, infer."""

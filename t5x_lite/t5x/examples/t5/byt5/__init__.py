@@ -1,0 +1,1 @@
+"""Gin files of ByT5, one a size."""

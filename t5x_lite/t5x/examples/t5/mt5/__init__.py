@@ -1,0 +1,1 @@
+"""Gin files of mT5, one a size."""

@@ -1,0 +1,198 @@
+"""Shows how training goes and records the loss of every step, without making the device wait.
+
+The metrics of a step stay on the device until it has computed them; they are read a few steps late. What is
+shown lags, what is recorded is complete: `flush` reads all that is due.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import jax
+
+from t5x import files
+
+# A step that is not finished is waited for only where this many others have been dispatched after it.
+_MAX_PENDING = 32
+_SECONDS_BETWEEN_LINES = 5.0
+# Relative path, in MODEL_DIR, of one JSON line per step.
+RECORD_FILE = os.path.join('train', 'metrics.jsonl')
+
+
+def truncate_record(path: str, last_step: int) -> None:
+  """Drops the lines of a JSONL file that lie after `last_step`, and one that was cut while written.
+
+  Args:
+    path: file of JSON objects with a "step"; may be absent.
+    last_step: the last step to keep.
+  """
+  lines = files.read_lines(path)
+  steps = [_step_of(line) for line in lines]
+  kept = [line for line, step in zip(lines, steps) if step is not None and step <= last_step]
+  if len(kept) < len(lines):
+    files.write_text(path, ''.join(kept))
+
+
+def _step_of(line: str) -> int | None:
+  try:
+    return json.loads(line)['step'] if line.endswith('\n') else None
+  except (ValueError, KeyError, TypeError):
+    return None
+
+
+def _small(metrics: dict[str, Any]) -> dict[str, Any]:
+  """Picks from the metrics of a step what is shown or recorded, still on the device."""
+  per_token = metrics.get('loss_per_nonpadding_target_token')
+  picked = {'loss': getattr(metrics.get('loss'), 'total', None)}
+  if per_token is not None:
+    picked['per_token'] = (per_token.total, per_token.count)
+  sequences = metrics.get('timing/seqs', metrics.get('timing/seqs_per_second'))
+  picked['examples'] = getattr(sequences, 'total', getattr(sequences, 'numerator', None))
+  return {k: v for k, v in picked.items() if v is not None}
+
+
+def _line(step: int, values: dict[str, Any]) -> dict[str, Any]:
+  """The record of one step from its host values."""
+  line = {'step': step}
+  if 'loss' in values:
+    line['loss'] = float(values['loss'])
+  if 'per_token' in values:
+    total, count = (float(x) for x in values['per_token'])
+    line['loss_per_target_token'] = total / count if count else 0.0
+    line['target_tokens'] = int(count)
+  if 'examples' in values:
+    line['examples'] = int(values['examples'])
+  return line
+
+
+def _short(number: float) -> str:
+  for size, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if number >= size:
+      return f'{number / size:.1f}{unit}'
+  return f'{number:.3g}'
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}'
+
+
+class Progress:
+  """A live bar on a terminal, plain lines elsewhere; and the record `train/metrics.jsonl`.
+
+  Attributes:
+    last: the newest record read from the device, {} before the first.
+  """
+
+  def __init__(self, model_dir: str, start_step: int, total_steps: int, batch_size: int, period: int,
+               stream: Any = None):
+    """Opens the record, dropping what lies after `start_step`.
+
+    Args:
+      model_dir: where the record lives.
+      start_step: step of the restored or new state.
+      total_steps: last step.
+      batch_size: examples per step, used where the metrics do not say.
+      period: a plain line is shown at least at every multiple.
+      stream: where plain lines go; None: standard output.
+    """
+    self.last: dict[str, Any] = {}
+    self._total = total_steps
+    self._start = start_step
+    self._batch_size = batch_size
+    self._period = period
+    self._stream = stream or sys.stdout
+    self._pending = collections.deque()
+    self._shows = jax.process_index() == 0
+    self._record = os.path.join(model_dir, RECORD_FILE)
+    self._unwritten = []
+    if self._shows:
+      truncate_record(self._record, start_step)
+    self._bar = None
+    if self._shows and stream is None and sys.stderr.isatty():
+      import tqdm
+      self._bar = tqdm.tqdm(total=total_steps, initial=start_step, unit='step', dynamic_ncols=True)
+    self._began = None
+    self._busy = 0.0
+    self._window_start = time.monotonic()
+    self._window = collections.Counter()
+    self._line_time = 0.0
+    self._steps_read = 0
+
+  def resume(self) -> None:
+    """Starts the clock of the rates: called before a stretch of training, after saving and evaluating."""
+    self._window_start = time.monotonic()
+    self._window.clear()
+    self._began = self._began or self._window_start
+
+  def __call__(self, step: int, metrics: dict[str, Any]) -> None:
+    """Takes the device metrics of one step, and shows those of steps that are done."""
+    if not self._shows:
+      return
+    self._pending.append((step, _small(metrics)))
+    while self._pending and (len(self._pending) > _MAX_PENDING or self._is_ready()):
+      self._read()
+
+  def _is_ready(self) -> bool:
+    leaves = jax.tree.leaves(self._pending[0][1])
+    return all(x.is_ready() for x in leaves if isinstance(x, jax.Array))
+
+  def _read(self) -> None:
+    step, values = self._pending.popleft()
+    line = _line(step, jax.device_get(values))
+    self.last = line
+    self._steps_read += 1
+    self._unwritten.append(json.dumps(line) + '\n')
+    self._window['examples'] += line.get('examples', self._batch_size)
+    self._window['tokens'] += line.get('target_tokens', 0)
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+      self._bar.set_postfix_str(self._text(bar=True), refresh=False)
+    elif (step % self._period == 0 or step == self._total
+          or time.monotonic() - self._line_time > _SECONDS_BETWEEN_LINES):
+      self.print(f'step {step}/{self._total}  {self._text()}')
+      self._line_time = time.monotonic()
+
+  def _text(self, bar: bool = False) -> str:
+    elapsed = max(time.monotonic() - self._window_start, 1e-6)
+    parts = []
+    if 'loss_per_target_token' in self.last:
+      parts.append(f"loss/token {self.last['loss_per_target_token']:.4f}")
+    elif 'loss' in self.last:
+      parts.append(f"loss {self.last['loss']:.4f}")
+    parts.append(f"{_short(self._window['examples'] / elapsed)} examples/s")
+    if self._window['tokens']:
+      parts.append(f"{_short(self._window['tokens'] / elapsed)} target tokens/s")
+    if not bar:
+      # The whole time since the first step, evaluations included: the honest basis for what is left.
+      per_step = (time.monotonic() - (self._began or self._window_start)) / max(self._steps_read, 1)
+      parts.append(f'ETA {_clock(per_step * (self._total - self.last["step"]))}')
+    return '  '.join(parts)
+
+  def print(self, text: str) -> None:
+    """Writes one line, above the bar where there is one."""
+    if not self._shows:
+      return
+    if self._bar is not None:
+      self._bar.write(text)
+    else:
+      print(text, file=self._stream, flush=True)
+
+  def flush(self) -> None:
+    """Waits for all dispatched steps and writes their records to disk."""
+    while self._pending:
+      self._read()
+    files.append_lines(self._record, self._unwritten)
+    self._unwritten = []
+
+  def close(self) -> None:
+    """Flushes and ends the display."""
+    self.flush()
+    if self._bar is not None:
+      self._bar.close()

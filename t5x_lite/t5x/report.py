@@ -1,0 +1,118 @@
+"""The end of a run: what each task scored, where everything lies, how long it took.
+
+The table is printed, and written as MODEL_DIR/results.json and MODEL_DIR/results.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from t5x import files
+
+_METRICS_SUFFIX = '-metrics.jsonl'
+
+
+def scalar(value: Any) -> float | None:
+  """Returns a metric value as a float, None for text, histograms and other values without one number."""
+  value = getattr(value, 'value', value)
+  try:
+    return float(value)
+  except (TypeError, ValueError):
+    return None
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
+  """Returns {name: number} of those metrics that are numbers."""
+  return {k: scalar(v) for k, v in metrics.items() if scalar(v) is not None}
+
+
+def read_metrics(inference_dir: str) -> dict[str, tuple[int, dict[str, float]]]:
+  """Reads the last line of every `<task>-metrics.jsonl`.
+
+  Returns:
+    {task: (step, {metric: value})}.
+  """
+  found = {}
+  for path in sorted(epath.Path(inference_dir).glob('*' + _METRICS_SUFFIX)):
+    lines = [line for line in files.read_lines(path) if line.strip()]
+    if lines:
+      line = json.loads(lines[-1])
+      step = line.pop('step', -1)
+      found[path.name[:-len(_METRICS_SUFFIX)]] = (step, scalars(line))
+  return found
+
+
+def task_score(metrics: Mapping[str, float]) -> float | None:
+  """Returns the mean of a task's metrics, None where it has none."""
+  return sum(metrics.values()) / len(metrics) if metrics else None
+
+
+def table(metrics: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+  """Returns rows of cells: a head, a row per task, and the mean where there are several.
+
+  Args:
+    metrics: {task: {metric: value}}.
+  """
+  rows = [['task', 'metrics', 'score']]
+  scores = []
+  for task in sorted(metrics):
+    score = task_score(metrics[task])
+    if score is not None:
+      scores.append(score)
+    cells = '  '.join(f'{k} {v:.4g}' for k, v in sorted(metrics[task].items()))
+    rows.append([task, cells or '-', '-' if score is None else f'{score:.4g}'])
+  if len(scores) > 1:
+    rows.append(['mean', '', f'{sum(scores) / len(scores):.4g}'])
+  return rows
+
+
+def to_text(rows: list[list[str]]) -> str:
+  """Aligns the cells in columns."""
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  return '\n'.join('  '.join(c.ljust(w) for c, w in zip(row, widths)).rstrip() for row in rows)
+
+
+def to_markdown(rows: list[list[str]]) -> str:
+  """Returns a Markdown table."""
+  line = lambda cells: '| ' + ' | '.join(cells) + ' |'
+  return '\n'.join([line(rows[0]), line(['---'] * len(rows[0]))] + [line(r) for r in rows[1:]])
+
+
+def write_results(output_dir: str, step: int, metrics: Mapping[str, Mapping[str, float]],
+                  facts: Mapping[str, Any]) -> str:
+  """Writes results.json and results.md.
+
+  Args:
+    output_dir: MODEL_DIR, or the output folder of an evaluation.
+    step: the last step.
+    metrics: {task: {metric: value}}.
+    facts: further facts, shown one a line: wall time, steps per second and the like.
+
+  Returns:
+    The text to print.
+  """
+  scores = [s for s in map(task_score, metrics.values()) if s is not None]
+  mean = sum(scores) / len(scores) if scores else None
+  result = {'step': step, 'output_dir': output_dir, 'metrics': metrics, 'mean': mean, **facts}
+  rows = table(metrics)
+  facts_lines = [f"{k.replace('_', ' ')}: {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')}: {v}"
+                 for k, v in facts.items() if not isinstance(v, Mapping)]
+  files.write_text(os.path.join(output_dir, 'results.json'), json.dumps(result, indent=2, sort_keys=True) + '\n')
+  title = f'# Results at step {step}\n\n'
+  body = (to_markdown(rows) + '\n\n') if metrics else ''
+  files.write_text(os.path.join(output_dir, 'results.md'),
+         title + body + '\n'.join(f'- {line}' for line in facts_lines) + '\n')
+  text = [f'Results at step {step} ({output_dir})']
+  if metrics:
+    text.append(to_text(rows))
+  return '\n'.join(text + facts_lines)
+
+
+def result_line(step: int, task: str, metrics: Mapping[str, float]) -> str:
+  """Returns the line that is shown when an evaluation of one task is done."""
+  return f'step {step}  eval {task}: ' + ('  '.join(f'{k} {v:.4g}' for k, v in sorted(metrics.items())) or 'no numbers')

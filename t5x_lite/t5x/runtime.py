@@ -1,0 +1,107 @@
+"""How the process behaves: quiet logs, a cache of compiled programs, a clean end on a signal.
+
+Nothing here knows a model. The three entry points call `prepare` before anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import threading
+from collections.abc import Callable
+
+from absl import flags
+from absl import logging
+
+# Folder of compiled programs; the empty string turns the cache off.
+CACHE_VARIABLE = 'T5X_COMPILATION_CACHE'
+# Libraries that report at INFO, or through Python's logging, what no user asked for.
+_CHATTY = ('jax', 'orbax', 'tensorflow', 'h5py', 'fsspec', 'etils')
+
+
+def quiet_environment() -> None:
+  """Silences the C++ side of TensorFlow and XLA; it reads this when it is first imported."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  # TensorFlow only reads data here: its faster kernels change nothing but announce themselves.
+  os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+
+def quiet_logging() -> None:
+  """Shows warnings and errors only, unless -v or --verbosity was given."""
+  import logging as std_logging
+  flag = flags.FLAGS['verbosity'] if 'verbosity' in flags.FLAGS else None
+  if flag is None or flag.using_default_value or not flag.present:
+    logging.set_verbosity(logging.WARNING)
+    for name in _CHATTY:
+      std_logging.getLogger(name).setLevel(std_logging.WARNING)
+
+
+def compilation_cache_dir() -> str:
+  """Returns the folder for compiled programs, '' where the user turned it off."""
+  given = os.environ.get(CACHE_VARIABLE)
+  if given is not None:
+    return given
+  root = os.environ.get('XDG_CACHE_HOME') or str(pathlib.Path.home() / '.cache')
+  return os.path.join(root, 't5x', 'compiled')
+
+
+def enable_compilation_cache() -> None:
+  """Lets a second start find what the first one compiled, unless jax was told otherwise."""
+  import jax
+  directory = compilation_cache_dir()
+  if not directory or jax.config.jax_compilation_cache_dir:
+    return
+  try:
+    os.makedirs(directory, exist_ok=True)
+  except OSError as e:
+    logging.warning('No compilation cache: %s. Set %s to a folder that can be written.', e, CACHE_VARIABLE)
+    return
+  jax.config.update('jax_compilation_cache_dir', directory)
+  # The many small programs of start-up cost as much together as the train step of a small model.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def hide_gpus_from_tensorflow() -> None:
+  """Keeps TensorFlow, which only reads data here, from taking the memory of the GPUs."""
+  import jax
+  if jax.default_backend() == 'gpu':
+    import tensorflow as tf
+    tf.config.experimental.set_visible_devices([], 'GPU')
+
+
+class StopSignals:
+  """Context in which SIGTERM and the first SIGINT ask for a stop instead of killing the process.
+
+  Attributes:
+    received: the signal, or None.
+  """
+
+  def __init__(self, on_stop: Callable[[], None]):
+    """Creates the context.
+
+    Args:
+      on_stop: called in the handler; must be quick, e.g. set a flag that the step loop reads.
+    """
+    self._on_stop = on_stop
+    self._previous = {}
+    self.received: signal.Signals | None = None
+
+  def __enter__(self) -> StopSignals:
+    # Only the main thread may install handlers; elsewhere the defaults stay.
+    if threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def _handle(self, number, frame) -> None:
+    del frame
+    if self.received is not None:
+      # Asked a second time: the user does not want to wait for the save.
+      raise KeyboardInterrupt
+    self.received = signal.Signals(number)
+    self._on_stop()
+
+  def __exit__(self, *exc) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)

@@ -1,0 +1,166 @@
+"""From metrics on the devices to numbers on the host, without making the training loop wait.
+
+A single background thread waits for the devices, computes the numbers and writes them, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent import futures
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from t5x import metrics as metrics_lib
+from t5x import state_utils
+from t5x import train_state as train_state_lib
+
+MetricMap = Mapping[str, Any]  # {name: clu Metric}
+
+
+def merge_metrics(a: MetricMap, b: MetricMap) -> MetricMap:
+  """Returns {name: metric} of two sets of steps taken together."""
+  return jax.tree.map(lambda x, y: x.merge(y), a, b, is_leaf=metrics_lib.is_metric_obj)
+
+
+class MetricsManager:
+  """Turns the merged metrics of a period into numbers and writes them for TensorBoard.
+
+  Only process 0 writes. The writer, and TensorFlow with it, is loaded at the first write.
+  """
+
+  def __init__(self, name: str, summary_dir: str | None = None):
+    """Args: name: subfolder of `summary_dir`; summary_dir: where to write, None for nowhere."""
+    self._name, self._summary_dir = name, summary_dir
+    self._writer = None
+    self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix=f'metrics {name}')
+    self._pending: list[futures.Future] = []
+    self._start: futures.Future | None = None
+
+  @property
+  def _writes(self) -> bool:
+    return self._summary_dir is not None and jax.process_index() == 0
+
+  @property
+  def summary_writer(self) -> Any:
+    """The `clu.metric_writers.MetricWriter`; call it when nothing else is being written."""
+    self.flush()
+    return self._get_writer()
+
+  def _get_writer(self) -> Any:
+    if self._writer is None:
+      from clu import metric_writers
+      self._writer = metric_writers.create_default_writer(
+          self._summary_dir, collection=self._name, asynchronous=False,
+      ) if self._writes else metric_writers.MultiWriter([])
+    return self._writer
+
+  def _submit(self, fn, *args) -> futures.Future:
+    self._pending = [future for future in self._pending if not future.done() or future.exception()]
+    self._pending.append(self._pool.submit(fn, *args))
+    return self._pending[-1]
+
+  def start_duration_timer(self, block_on: Any = ()) -> None:
+    """Starts the clock of the next summary, once the arrays `block_on` are ready."""
+    def start():
+      jax.block_until_ready(block_on)
+      return time.time()
+    self._start = self._submit(start)
+
+  def write_scalar(self, key: str, value: Any, step: int) -> None:
+    """Writes one number, or one scalar array, in the background."""
+    self.write_scalars(step, {key: value})
+
+  def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    """Writes {name: number} in the background."""
+    if self._writes:
+      self._submit(lambda: self._get_writer().write_scalars(step, jax.device_get(dict(scalars))))
+
+  def write_metrics_summary(
+      self, metrics: MetricMap, step: int, num_steps: int
+  ) -> futures.Future[Mapping[str, Any]]:
+    """Ends the period that `start_duration_timer` began.
+
+    Args:
+      metrics: merged {name: clu Metric} of the period, on the devices.
+      step: under which step to write.
+      num_steps: number of steps in the period.
+
+    Returns:
+      A future of {name: clu Value}.
+
+    Raises:
+      ValueError: where the timer was not started.
+    """
+    if self._start is None:
+      raise ValueError('Call start_duration_timer() before the first step of the period.')
+    start, self._start = self._start, None
+
+    def summarize():
+      values = jax.device_get(metrics)  # waits for the last step
+      duration = time.time() - start.result()
+      values = metrics_lib.set_step_metrics_num_steps(values, num_steps)
+      values = metrics_lib.set_time_metrics_duration(values, duration)
+      values = {name: metric.compute_value() for name, metric in values.items()}
+      if self._writes:
+        from clu import metric_writers
+        metric_writers.write_values(self._get_writer(), step, values)
+        self._get_writer().flush()
+      return values
+
+    return self._submit(summarize)
+
+  def flush(self) -> None:
+    """Waits until all is written; raises what went wrong on the way."""
+    pending, self._pending = self._pending, []
+    for future in pending:
+      future.result()
+    if self._writer is not None:
+      self._writer.flush()
+
+  def close(self) -> None:
+    """Writes what is left and ends the thread."""
+    try:
+      self.flush()
+      if self._writer is not None:
+        self._writer.close()
+    finally:
+      self._pool.shutdown()
+
+
+class WeightMetricsComputer:
+  """Sizes of weights, gradients and updates, of the parameters that are trained."""
+
+  def compute_metrics(
+      self,
+      gradients: Any,
+      old_train_state: train_state_lib.TrainState,
+      new_train_state: train_state_lib.TrainState,
+  ) -> dict[str, Any]:
+    """Returns {'weight_rms/<name>', 'weight_gradient_rms/<name>', ..., 'weight_gradient_norm'}.
+
+    Args:
+      gradients: of the trainable parameters, or of all.
+      old_train_state: before the update.
+      new_train_state: after it.
+    """
+    grads, mask, old, new = map(state_utils.flatten_state_dict, (
+        gradients, old_train_state.trainable_mask, old_train_state.params, new_train_state.params))
+    names = [name for name in grads if mask[name]]
+
+    def rms(x):
+      return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
+
+    values = {}
+    for name in names:
+      weight_rms, update_rms = rms(new[name]), rms(new[name] - old[name])
+      values[f'weight_rms/{name}'] = weight_rms
+      values[f'weight_gradient_rms/{name}'] = rms(grads[name])
+      values[f'weight_update_rms/{name}'] = update_rms
+      values[f'weight_update_divided_by_weight_rms/{name}'] = update_rms / rms(old[name])
+      values[f'weight_max/{name}'] = jnp.max(jnp.abs(new[name]))
+    values['weight_gradient_norm'] = jnp.sqrt(
+        sum(jnp.sum(jnp.square(grads[name].astype(jnp.float32))) for name in names))
+    return {name: metrics_lib.AveragePerStep.from_model_output(v) for name, v in values.items()}

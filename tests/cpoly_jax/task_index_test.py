@@ -1,0 +1,69 @@
+"""Tests of the TaskIndex: keys, rows, files and the errors that keep rows and tasks together."""
+
+import pathlib
+import tempfile
+import zlib
+
+from absl.testing import absltest
+
+from cpoly_jax import task_index
+from cpoly_jax.task_index import TaskIndex
+
+
+class TaskIndexTest(absltest.TestCase):
+
+  def test_keys_depend_on_names_alone(self):
+    self.assertEqual(task_index.task_key('rte'), zlib.crc32(b'rte') & 0x7fffffff)
+    self.assertEqual(list(TaskIndex(('b', 'a')).keys), [task_index.task_key('b'), task_index.task_key('a')])
+
+  def test_rows(self):
+    index = TaskIndex(('boolq', 'cb', 'rte'))
+    self.assertEqual([index.row(n) for n in index.names], [0, 1, 2])
+    self.assertLen(index, 3)
+    with self.assertRaisesRegex(ValueError, "'rta' has no routing row; did you mean 'rte'"):
+      index.row('rta')
+
+  def test_repeated_or_missing_names(self):
+    with self.assertRaisesRegex(ValueError, "'a' is listed twice"):
+      TaskIndex(('a', 'b', 'a'))
+    with self.assertRaisesRegex(ValueError, 'at least one'):
+      TaskIndex(())
+
+  def test_saved_and_loaded(self):
+    folder = pathlib.Path(tempfile.mkdtemp(), 'run')
+    index = TaskIndex(('ä "quoted"', 'b'))
+    self.assertIsNone(TaskIndex.load(folder))
+    index.save(folder)
+    self.assertEqual(TaskIndex.load(folder), index)
+    self.assertEqual([p.name for p in folder.iterdir()], ['task_index.json'])
+
+  def test_damaged_file_is_named(self):
+    folder = pathlib.Path(tempfile.mkdtemp())
+    for text in ('{"tasks": [1]}', '{"tasks"', '[]'):
+      (folder / 'task_index.json').write_text(text)
+      with self.assertRaisesRegex(ValueError, 'task_index.json is damaged'):
+        TaskIndex.load(folder)
+
+  def test_difference_is_listed(self):
+    with self.assertRaisesRegex(ValueError, 'runs/1 .*only there: c; only in this run: b.*Use another MODEL_DIR'):
+      TaskIndex(('a', 'b')).check_same(TaskIndex(('a', 'c')), 'runs/1')
+    with self.assertRaisesRegex(ValueError, 'the same tasks in another order'):
+      TaskIndex(('a', 'b')).check_same(TaskIndex(('b', 'a')), 'runs/1')
+    TaskIndex(('a', 'b')).check_same(TaskIndex(('a', 'b')), 'runs/1')
+
+  def test_coverage(self):
+    TaskIndex(('a', 'b')).check_covers(['b'])
+    with self.assertRaisesRegex(ValueError, '1 of 2 tasks have no routing row: x'):
+      TaskIndex(('a', 'b')).check_covers(['a', 'x'])
+
+  def test_from_mixture(self):
+    index = task_index.from_mixture('latent_skills', 'tasks')
+    self.assertLen(index, 16)
+    self.assertEqual(list(index.names), sorted(index.names))
+    self.assertEqual(task_index.num_tasks(index), 16)
+    with self.assertRaisesRegex(ValueError, "'latent_skill'; did you mean latent_skills"):
+      task_index.from_mixture('latent_skill', 'tasks')
+
+
+if __name__ == '__main__':
+  absltest.main()

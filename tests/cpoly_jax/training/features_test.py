@@ -1,0 +1,48 @@
+"""Tests of the feature converter: task names become routing rows."""
+
+from absl.testing import absltest
+import numpy as np
+import tensorflow as tf
+
+from cpoly_jax.task_index import TaskIndex, task_key
+from cpoly_jax.training import features
+
+INDEX = TaskIndex(('a', 'b', 'c'))
+LENGTHS = {'inputs': 5, 'targets': 4}
+
+
+def _examples(*names):
+  rows = [{'inputs': [7, 8, 1], 'targets': [9, 1], 'task_id': [task_key(name)]} for name in names]
+  signature = {key: tf.TensorSpec([None] if key != 'task_id' else [1], tf.int32) for key in rows[0]}
+  return tf.data.Dataset.from_generator(lambda: iter(rows), output_signature=signature)
+
+
+class TaskFeatureConverterTest(absltest.TestCase):
+
+  def test_batch_has_rows(self):
+    converter = features.converter_for(INDEX)(pack=False)
+    examples = list(converter(_examples('c', 'a'), LENGTHS).as_numpy_iterator())
+    self.assertEqual([example['task_id'].tolist() for example in examples], [[2], [0]])
+    self.assertEqual(examples[0]['task_id'].dtype, np.int32)
+    np.testing.assert_array_equal(examples[0]['encoder_input_tokens'], [7, 8, 1, 0, 0])
+    np.testing.assert_array_equal(examples[0]['decoder_input_tokens'], [0, 9, 0, 0])
+    self.assertEqual(converter.get_model_feature_lengths({**LENGTHS, 'task_id': 1})['task_id'], 1)
+
+  def test_unknown_task_fails(self):
+    converter = features.converter_for(INDEX)(pack=False)
+    with self.assertRaisesRegex(tf.errors.InvalidArgumentError, 'no routing row'):
+      list(converter(_examples('x'), LENGTHS))
+
+  def test_examples_without_task_fail(self):
+    converter = features.converter_for(INDEX)(pack=False)
+    bare = _examples('a').map(lambda e: {k: e[k] for k in LENGTHS})
+    with self.assertRaisesRegex(ValueError, "no 'task_id'"):
+      converter(bare, LENGTHS)
+
+  def test_packing_is_refused(self):
+    with self.assertRaisesRegex(ValueError, 'set utils.DatasetConfig.pack = False'):
+      features.converter_for(INDEX)(pack=True)
+
+
+if __name__ == '__main__':
+  absltest.main()

@@ -1,0 +1,117 @@
+"""Tests of the record of the losses, of what is shown, and of the results table."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import tempfile
+
+from absl.testing import absltest
+from clu import metrics as clu_metrics
+import jax.numpy as jnp
+from t5x import metrics as metrics_lib
+from t5x import progress
+from t5x import report
+
+
+def _metrics(loss: float, tokens: int = 10, examples: int = 4):
+  return {
+      'loss': metrics_lib.AveragePerStep(steps=1, total=jnp.float32(loss)),
+      'loss_per_nonpadding_target_token': clu_metrics.Average(total=jnp.float32(loss), count=jnp.int32(tokens)),
+      'timing/seqs': metrics_lib.Sum(total=jnp.int32(examples)),
+      'timing/seconds': metrics_lib.Time(),
+  }
+
+
+def _progress(folder, start=0, total=100, period=10):
+  stream = io.StringIO()
+  shown = progress.Progress(folder, start, total, 4, period, stream)
+  shown.resume()
+  return shown, stream
+
+
+def _record(folder) -> list[dict]:
+  lines = pathlib.Path(folder, progress.RECORD_FILE).read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+class ProgressTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = tempfile.mkdtemp()
+
+  def test_every_step_is_recorded(self):
+    shown, _ = _progress(self.folder)
+    for step in range(1, 51):
+      shown(step, _metrics(loss=5.0 * step, tokens=10))
+    shown.flush()
+    record = _record(self.folder)
+    self.assertEqual([line['step'] for line in record], list(range(1, 51)))
+    self.assertEqual(record[3], {'step': 4, 'loss': 20.0, 'loss_per_target_token': 2.0, 'target_tokens': 10,
+                                 'examples': 4})
+
+  def test_a_resumed_run_leaves_neither_gap_nor_duplicate(self):
+    shown, _ = _progress(self.folder)
+    for step in range(1, 8):
+      shown(step, _metrics(1.0))
+    shown.flush()
+    path = pathlib.Path(self.folder, progress.RECORD_FILE)
+    path.write_text(path.read_text() + '{"step": 8, "lo')  # The process was killed while it wrote.
+    again, _ = _progress(self.folder, start=5)
+    for step in range(6, 10):
+      again(step, _metrics(2.0))
+    again.close()
+    self.assertEqual([(x['step'], x['loss']) for x in _record(self.folder)],
+                     [(s, 1.0) for s in range(1, 6)] + [(s, 2.0) for s in range(6, 10)])
+
+  def test_lines_appear_at_the_period_and_tell_loss_and_rates(self):
+    shown, stream = _progress(self.folder, total=20, period=10)
+    shown._line_time = float('inf')  # No line because time went by.
+    for step in range(1, 21):
+      shown(step, _metrics(30.0))
+      shown._line_time = float('inf')
+    shown.flush()
+    lines = stream.getvalue().splitlines()
+    self.assertLen(lines, 2)
+    self.assertStartsWith(lines[0], 'step 10/20  loss/token 3.0000')
+    for part in ('examples/s', 'target tokens/s', 'ETA 0:00:0'):
+      self.assertIn(part, lines[0])
+
+  def test_metrics_of_another_trainer_are_no_error(self):
+    shown, _ = _progress(self.folder)
+    shown(1, {'something': clu_metrics.Average(total=jnp.float32(1), count=jnp.int32(1))})
+    shown.flush()
+    self.assertEqual(_record(self.folder), [{'step': 1}])
+
+
+class ReportTest(absltest.TestCase):
+
+  def test_table_has_scores_of_tasks_and_their_mean(self):
+    rows = report.table({'cb': {'accuracy': 80.0, 'f1': 60.0}, 'boolq': {'accuracy': 90.0}})
+    self.assertEqual(rows[1:], [['boolq', 'accuracy 90', '90'], ['cb', 'accuracy 80  f1 60', '70'], ['mean', '', '80']])
+
+  def test_files_and_text_agree(self):
+    folder = tempfile.mkdtemp()
+    text = report.write_results(folder, 7, {'rev': {'em': 12.5}}, {'wall_seconds': 3.0, 'steps_per_second': 2.5})
+    result = json.loads(pathlib.Path(folder, 'results.json').read_text())
+    self.assertEqual(result['metrics'], {'rev': {'em': 12.5}})
+    self.assertEqual((result['mean'], result['step'], result['steps_per_second']), (12.5, 7, 2.5))
+    self.assertIn('| rev | em 12.5 | 12.5 |', pathlib.Path(folder, 'results.md').read_text())
+    self.assertIn(folder, text)
+    self.assertIn('em 12.5', text)
+
+  def test_last_line_of_each_task_counts(self):
+    folder = tempfile.mkdtemp()
+    lines = '{"step": 3, "em": 1.0}\n{"step": 6, "em": 2.0, "note": "x"}\n'
+    pathlib.Path(folder, 'rev-metrics.jsonl').write_text(lines)
+    self.assertEqual(report.read_metrics(folder), {'rev': (6, {'em': 2.0})})
+    self.assertEqual(report.read_metrics(folder + '/absent'), {})
+
+  def test_text_and_histograms_are_no_numbers(self):
+    self.assertEqual(report.scalars({'a': 1, 'b': 'text', 'c': [1, 2]}), {'a': 1.0})
+
+
+if __name__ == '__main__':
+  absltest.main()

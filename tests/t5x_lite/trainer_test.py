@@ -1,0 +1,433 @@
+"""Tests for trainer: golden runs, the loop, frozen parameters, microbatches and sharding."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import unittest
+
+from absl.testing import absltest
+from absl.testing import parameterized
+from clu import values as clu_values
+from cpoly_jax import testing
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from t5x import adafactor
+from t5x import metrics as metrics_lib
+from t5x import optimizers
+from t5x import partitioning
+from t5x import state_utils
+from t5x import train_state as train_state_lib
+from t5x import trainer as trainer_lib
+from tests.t5x_lite import small_t5
+
+
+def _golden_model():
+  return small_t5.model(num_encoder_layers=2, num_decoder_layers=2)
+
+
+def _is_scale(name):
+  return name.endswith('/scale')
+
+
+class ScalesOnly(optimizers.OptaxWrapper):
+  """Trains the scales of the layer norms."""
+
+  def trainable_mask(self, params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'scale', params)
+
+
+def _scales_by_multi_transform():
+  def labels(params):
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: 'train' if path[-1].key == 'scale' else 'freeze', params)
+  return optimizers.OptaxWrapper(optax.multi_transform(
+      {'train': optax.adamw(1e-3), 'freeze': optax.set_to_zero()}, labels))
+
+
+def _scales_by_multi_optimizer():
+  return optimizers.MultiOptimizer((
+      (traverse_util.ModelParamTraversal(lambda path, _: _is_scale(path)), adafactor.Adafactor()),))
+
+
+def _records(trainer):
+  """Collects (step, loss) of each step on the host, after the run."""
+  records = []
+  trainer.on_step = lambda step, metrics: records.append((step, metrics['loss']))
+  return records
+
+
+def _loss(metric):
+  return float(metric.replace_steps(1).compute())
+
+
+class GoldenTest(parameterized.TestCase):
+  """Twenty steps recorded with T5X."""
+
+  @parameterized.named_parameters(
+      ('a', 'a_adafactor_default', adafactor.Adafactor),
+      ('a_microbatches', 'a_adafactor_default_2_microbatches', adafactor.Adafactor),
+      ('a2', 'a2_adafactor_factored',
+       functools.partial(adafactor.Adafactor, min_dim_size_to_factor=16)),
+      ('a3', 'a3_adafactor_momentum_decay', functools.partial(
+          adafactor.Adafactor, min_dim_size_to_factor=16, beta1=0.9, weight_decay_rate=0.01,
+          multiply_by_parameter_scale=False, clipping_threshold=0.5)),
+      ('a4', 'a4_adafactor_preset_factor_rules', lambda: adafactor.Adafactor(
+          min_dim_size_to_factor=16,
+          logical_factor_rules=adafactor.standard_logical_factor_rules())),
+      ('b', 'b_adamw', lambda: optimizers.adamw(learning_rate=1e-3)),
+      ('c', 'c_multi_transform_scales_only', _scales_by_multi_transform),
+      ('c_trainable_subtree', 'c_multi_transform_scales_only',
+       lambda: ScalesOnly(optax.adamw(1e-3))),
+      ('d', 'd_multioptimizer_scales_only', _scales_by_multi_optimizer),
+  )
+  def test_run(self, name, make_optimizer):
+    folder = testing.shared_data('golden/training')
+    golden = json.loads((folder / 'runs.json').read_text())['runs'][name]
+    params = state_utils.unflatten_state_dict(dict(np.load(
+        testing.shared_data('golden/network') / 'params_t5_1_1.npz', allow_pickle=False)))
+    data = np.load(folder / 'batches.npz', allow_pickle=False)
+    batches = [{k: data[k][i] for k in data.files} for i in range(20)]
+
+    trainer = small_t5.make_trainer(
+        _golden_model(), make_optimizer(), params, num_microbatches=golden['num_microbatches'])
+    trainer.compile_train(batches[0])
+    records = _records(trainer)
+    trainer.train(iter(batches), 20).result()
+
+    self.assertEqual([step for step, _ in records], list(range(1, 21)))
+    np.testing.assert_allclose([_loss(metric) for _, metric in records], golden['loss'], atol=5e-4)
+    state = state_utils.flatten_state_dict(trainer.train_state.state_dict())
+    self.assertEqual(int(state['state/step']), golden['final_step'])
+    before = state_utils.flatten_state_dict({'target': params})
+    changed = 0
+    for key, digest in golden['param_digest_after_step_20'].items():
+      value = np.asarray(state[f'target/{key}'], np.float64)
+      changed += not np.array_equal(value, before[f'target/{key}'])
+      np.testing.assert_allclose(value.mean(), digest['mean'], atol=2e-6, err_msg=key)
+      np.testing.assert_allclose(value.std(), digest['std'], atol=2e-6, err_msg=key)
+      np.testing.assert_allclose(np.linalg.norm(value), digest['l2'], rtol=1e-5, err_msg=key)
+    self.assertEqual(changed, golden['number_of_changed_tensors'])
+    final = folder / f'final_params_{name}.npz'
+    if final.exists():
+      for key, value in np.load(final, allow_pickle=False).items():
+        np.testing.assert_allclose(state[f'target/{key}'], value, atol=2e-5, err_msg=key)
+    if name == 'c_multi_transform_scales_only' and isinstance(
+        trainer.train_state._optimizer.optimizer_def, ScalesOnly):
+      return  # the same moments under shorter names
+    kept = {k for k, v in state.items() if k.startswith('state/') and v is not None}
+    self.assertEqual(kept, set(golden['state_digest_after_step_20']))
+    self.assertEqual(
+        {k for k, v in state.items() if v is None}, set(golden['state_keys_none']))
+    for key, digest in golden['state_digest_after_step_20'].items():
+      np.testing.assert_allclose(
+          np.linalg.norm(np.asarray(state[key], np.float64)), digest['l2'], rtol=1e-4,
+          err_msg=key)
+
+  @parameterized.parameters('sum', 'packed_average_per_sequence')
+  def test_gradients(self, tag):
+    network = testing.shared_data('golden/network')
+    golden = np.load(
+        testing.shared_data('golden/scoring_decoding') / f'grads_t5_1_1_{tag}.npz', allow_pickle=False)
+    params = state_utils.unflatten_state_dict(
+        dict(np.load(network / 'params_t5_1_1.npz', allow_pickle=False)))
+    batch = dict(np.load(
+        network / ('inputs.npz' if tag == 'sum' else 'packed_inputs.npz'), allow_pickle=False))
+    t5 = _golden_model()
+    if tag == 'sum':
+      t5._label_smoothing = 0.1
+    else:
+      t5._z_loss, t5._loss_normalizing_factor = 1e-2, 'AVERAGE_PER_SEQUENCE'
+    state = train_state_lib.FlaxOptimTrainState.create(
+        optimizers.sgd(0.1), small_t5.variables(t5, params))
+    grads, _, _ = jax.jit(functools.partial(
+        trainer_lib.accumulate_grads_microbatched, t5, num_microbatches=None))(
+            state, batch, dropout_rng=None)
+    norm = np.sqrt(sum(np.square(v).sum() for v in golden.values()))
+    flat = state_utils.flatten_state_dict(grads)
+    self.assertEqual(set(flat), set(golden.files))
+    for key, value in golden.items():
+      np.testing.assert_allclose(flat[key], value, rtol=1e-4, atol=1e-5 * norm, err_msg=key)
+
+
+class LoopTest(parameterized.TestCase):
+
+  def test_metrics_summary_and_event_files(self):
+    with tempfile.TemporaryDirectory() as folder:
+      with small_t5.make_trainer(
+          small_t5.model(), optimizers.sgd(0.0), summary_dir=folder, eval_names=['task']) as trainer:
+        batches = small_t5.batches(3)
+        trainer.compile_train(batches[0])
+        trainer.compile_eval({'task': batches[0]})
+        summary = trainer.train(iter(batches), 3).result()
+        evaluated = trainer.eval({'task': iter(batches)})['task']
+      self.assertIsInstance(summary['loss'], clu_values.Scalar)
+      # Without dropout and learning, training and evaluation see the same losses.
+      np.testing.assert_allclose(summary['loss'].value, evaluated['loss'].value, rtol=1e-5)
+      self.assertAlmostEqual(float(summary['learning_rate'].value), 1e-3, places=8)
+      self.assertAlmostEqual(float(summary['learning_rate/current'].value), 1e-3, places=8)
+      self.assertEqual(float(summary['timing/seqs'].value), 24)
+      self.assertAlmostEqual(
+          float(summary['timing/steps_per_second'].value * summary['timing/seconds'].value), 3, places=3)
+      for name, extra in (('train', {'timing/uptime', 'learning_rate'}), ('training_eval/task', set())):
+        self.assertLessEqual(
+            {'loss', 'accuracy', 'timing/compilation_seconds'} | extra, _tags(os.path.join(folder, name)))
+
+  def test_learning_rate_is_averaged_over_steps_and_follows_the_step(self):
+    trainer = small_t5.make_trainer(small_t5.model(), optimizers.sgd(0.0))
+    trainer._learning_rate_fn = lambda step: 0.1 * (step + 1)
+    summary = trainer.train(iter(small_t5.batches(3)), 3).result()
+    self.assertAlmostEqual(float(summary['learning_rate'].value), 0.2, places=6)
+    self.assertAlmostEqual(float(summary['learning_rate/current'].value), 0.3, places=6)
+
+  def test_a_run_in_two_parts_is_the_same_run(self):
+    t5 = small_t5.model(dropout_rate=0.3)
+    batches = small_t5.batches(4)
+    whole = small_t5.make_trainer(t5, adafactor.Adafactor())
+    whole_records = _records(whole)
+    whole.train(iter(batches), 4)
+    first = small_t5.make_trainer(t5, adafactor.Adafactor())
+    first_records = _records(first)
+    first.train(iter(batches[:2]), 2)
+    second = small_t5.make_trainer(t5, adafactor.Adafactor())
+    second.train_state = second.train_state.restore_state(first.train_state.state_dict())
+    second_records = _records(second)
+    second.compile_train(batches[0])
+    second.train(iter(batches[2:]), 2, start_step=2)
+    self.assertEqual([(step, _loss(m)) for step, m in whole_records],
+                     [(step, _loss(m)) for step, m in first_records + second_records])
+    jax.tree.map(np.testing.assert_array_equal, whole.train_state.params, second.train_state.params)
+
+  def test_dropout_differs_from_step_to_step(self):
+    trainer = small_t5.make_trainer(small_t5.model(dropout_rate=0.5), optimizers.sgd(0.0))
+    records = _records(trainer)
+    trainer.train(iter(small_t5.batches(1) * 2), 2)
+    self.assertNotEqual(_loss(records[0][1]), _loss(records[1][1]))
+
+  def test_one_compilation_and_donated_state(self):
+    trainer = small_t5.make_trainer(small_t5.model(), adafactor.Adafactor())
+    batches = small_t5.batches(3)
+    trainer.compile_train({k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in batches[0].items()})
+    self.assertGreater(trainer.train_step_compiled.cost_analysis()['flops'], 1e6)
+    self.assertGreater(trainer.train_step_compiled.memory_analysis().alias_size_in_bytes, 50_000 * 4)
+    embedding = trainer.train_state.params['token_embedder']['embedding']
+    trainer.train(iter(batches), 3)
+    self.assertTrue(embedding.is_deleted())
+    self.assertEqual(trainer._partitioned_train_step._jitted_fn._cache_size(), 0)
+    lazy = small_t5.make_trainer(small_t5.model(), adafactor.Adafactor())
+    lazy.train(iter(batches), 3)
+    self.assertEqual(lazy._partitioned_train_step._jitted_fn._cache_size(), 1)
+
+  def test_stopping_early(self):
+    trainer = small_t5.make_trainer(small_t5.model(), optimizers.sgd(0.0))
+
+    def stop(step, metrics):
+      trainer.stop_training = step == 2
+
+    trainer.on_step = stop
+    summary = trainer.train(iter(small_t5.batches(4)), 4).result()
+    self.assertEqual(int(trainer.train_state.step), 2)
+    self.assertEqual(float(summary['timing/seqs'].value), 16)
+
+  def test_data_that_ends_is_an_error(self):
+    trainer = small_t5.make_trainer(small_t5.model(), optimizers.sgd(0.0), eval_names=['task'])
+    with self.assertRaisesRegex(ValueError, 'ended before step 3'):
+      trainer.train(iter(small_t5.batches(2)), 3)
+    self.assertEqual(int(trainer.train_state.step), 2)
+    with self.assertRaisesRegex(ValueError, 'No evaluation batch for task'):
+      trainer.eval({'task': iter([])})
+
+
+def _tags(folder):
+  """Returns the tags of the event files in a folder."""
+  import tensorflow as tf
+  tags = set()
+  for name in os.listdir(folder):
+    if name.startswith('events.'):
+      for event in tf.compat.v1.train.summary_iterator(os.path.join(folder, name)):
+        tags |= {value.tag for value in event.summary.value}
+  return tags
+
+
+class FrozenTest(parameterized.TestCase):
+
+  @parameterized.parameters(None, 2)
+  def test_no_gradient_for_frozen_parameters(self, num_microbatches):
+    t5, batches = small_t5.model(), small_t5.batches(2)
+    params = jax.tree.map(np.asarray, small_t5.variables(t5)['params'])
+    full = small_t5.make_trainer(
+        t5, optimizers.adam(1e-3), params, num_microbatches=num_microbatches)
+    frozen = small_t5.make_trainer(
+        t5, ScalesOnly(optax.adam(1e-3)), params, num_microbatches=num_microbatches,
+        weight_metrics_computer=trainer_lib.WeightMetricsComputer())
+    for trainer in (full, frozen):
+      trainer.compile_train(batches[0])
+    summary = frozen.train(iter(batches), 2).result()
+    for name, value in state_utils.flatten_state_dict(frozen.train_state.params).items():
+      same = np.array_equal(value, state_utils.flatten_state_dict(params)[name])
+      self.assertEqual(same, not _is_scale(name), name)
+    sizes = {k: v for k, v in summary.items() if k.startswith('weight_')}
+    self.assertTrue(all(_is_scale(k) or k == 'weight_gradient_norm' for k in sizes))
+    self.assertLen(sizes, 7 * 5 + 1)
+    self.assertGreater(sizes['weight_gradient_norm'].value, 0)
+    # Weight gradients are a third of the work; adapters need but a little of it.
+    flops = [trainer.train_step_compiled.cost_analysis()['flops'] for trainer in (frozen, full)]
+    self.assertLess(flops[0], 0.85 * flops[1])
+
+  def test_frozen_parameters_may_be_of_other_dtypes(self):
+    t5 = small_t5.model()
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: x if path[-1].key == 'scale' else x.astype(jnp.bfloat16),
+        small_t5.variables(t5)['params'])
+    trainer = small_t5.make_trainer(t5, ScalesOnly(optax.adam(1e-3)), params)
+    trainer.train(iter(small_t5.batches(2)), 2).result()
+    state = trainer.train_state
+    self.assertEqual(state.params['token_embedder']['embedding'].dtype, jnp.bfloat16)
+    self.assertEqual(state.params['encoder']['encoder_norm']['scale'].dtype, jnp.float32)
+
+
+class MicrobatchTest(parameterized.TestCase):
+
+  @parameterized.parameters(1, 2, 4)
+  def test_equals_the_full_batch(self, n):
+    t5, batch = small_t5.model(), small_t5.batches(1)[0]
+    state = train_state_lib.FlaxOptimTrainState.create(optimizers.sgd(0.1), small_t5.variables(t5))
+    grad = functools.partial(trainer_lib.accumulate_grads_microbatched, t5, state, batch, None)
+    (grads, metrics, _), (expected, expected_metrics, _) = jax.jit(lambda: (grad(n), grad(None)))()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), grads, expected)
+    self.assertEqual({x.dtype for x in jax.tree.leaves(grads)}, {jnp.dtype('float32')})
+    self.assertEqual(set(metrics), set(expected_metrics))
+    self.assertAlmostEqual(_loss(metrics['loss']) / _loss(expected_metrics['loss']), 1, places=5)
+
+  def test_indivisible_batches_are_refused(self):
+    trainer = small_t5.make_trainer(small_t5.model(), optimizers.sgd(0.1), num_microbatches=3)
+    with self.assertRaisesRegex(ValueError, 'num_microbatches=3 does not divide the batch size 8'):
+      trainer.compile_train(small_t5.batches(1)[0])
+
+  @parameterized.parameters(None, 2)
+  def test_mutable_collections(self, num_microbatches):
+    class Counting:
+      """Counts examples in a mutable collection."""
+
+      def loss_fn(self, params, batch, rng, flax_mutables):
+        loss = jnp.sum(params['w'] * batch['x'])
+        counts = {'counts': {'n': flax_mutables['counts']['n'] + batch['x'].shape[0]}}
+        return loss, ({'loss': metrics_lib.Sum.from_model_output(loss)}, counts)
+
+      def eval_fn(self, params, batch, flax_mutables):
+        return self.loss_fn(params, batch, None, flax_mutables)
+
+    state = train_state_lib.FlaxOptimTrainState.create(
+        optimizers.sgd(1.0), {'params': {'w': jnp.zeros(())}, 'counts': {'n': jnp.int32(0)}})
+    batch = {'x': jnp.arange(4.0)}
+    new, metrics = trainer_lib.train_with_lr(
+        state, batch, 0.1, jax.random.PRNGKey(0), Counting(), num_microbatches)
+    self.assertEqual(int(new.flax_mutables['counts']['n']), 4)
+    self.assertEqual(float(new.params['w']), -6.0)
+    self.assertEqual(
+        float(trainer_lib.eval_step(Counting(), new, batch)['loss'].compute()), -36.0)
+
+
+class ActionsTest(parameterized.TestCase):
+
+  def _run(self, action, numbers):
+    return [action.run(None, {'task': {'m': clu_values.Scalar(x)}}) for x in numbers]
+
+  def test_early_stopping(self):
+    stop = trainer_lib.EarlyStoppingAction(('task', 'm'), 'min', patience=2)
+    self.assertEqual(self._run(stop, [3, 2, 2, 1, 1.5, 1]), [False] * 5 + [True])
+    stop = trainer_lib.EarlyStoppingAction(('task', 'm'), 'max', patience=2, atol=0.5)
+    self.assertEqual(self._run(stop, [1, 2, 2.4, 2.5]), [False, False, False, True])
+    stop = trainer_lib.EarlyStoppingAction(('task', 'm'), 'max', patience=1, rtol=0.1)
+    self.assertEqual(self._run(stop, [10, 12, 13]), [False, False, True])
+
+  def test_nan(self):
+    stop = trainer_lib.TerminateOnNanAction('task', 'm')
+    self.assertEqual(self._run(stop, [1.0, float('nan'), float('inf')]), [False, True, True])
+
+  def test_a_missing_metric_does_not_stop(self):
+    with self.assertLogs(level='WARNING') as logs:
+      self.assertFalse(trainer_lib.TerminateOnNanAction('other').run(None, {'task': {}}))
+      self.assertFalse(trainer_lib.EarlyStoppingAction(('task', 'x'), 'min').run(None, {'task': {}}))
+    self.assertLen(logs.output, 2)
+
+  def test_modes(self):
+    with self.assertRaisesRegex(ValueError, "'min' or 'max', got 'MIN'"):
+      trainer_lib.EarlyStoppingAction(('task', 'm'), 'MIN')
+
+
+class MetricsManagerTest(absltest.TestCase):
+
+  def test_the_timer_must_be_started(self):
+    manager = trainer_lib.MetricsManager('train')
+    with self.assertRaisesRegex(ValueError, 'start_duration_timer'):
+      manager.write_metrics_summary({}, 1, 1)
+    manager.close()
+
+  def test_errors_in_the_background_reach_the_caller(self):
+    manager = trainer_lib.MetricsManager('train')
+    manager.start_duration_timer()
+    future = manager.write_metrics_summary({'x': jnp.zeros(())}, 1, 1)  # no metric
+    with self.assertRaises(AttributeError):
+      future.result()
+    with self.assertRaises(AttributeError):
+      manager.close()
+
+
+@unittest.skipUnless(jax.device_count() == 8, 'needs eight devices; InOwnProcessTest runs it')
+class EightDevices(parameterized.TestCase):
+
+  def _run(self, partitioner, make_optimizer, num_microbatches):
+    t5 = small_t5.model()
+    params = jax.tree.map(np.asarray, small_t5.variables(t5)['params'])
+    trainer = small_t5.make_trainer(
+        t5, make_optimizer(), params, partitioner, num_microbatches=num_microbatches)
+    records = _records(trainer)
+    batches = small_t5.batches(3, batch_size=16)
+    trainer.compile_train(batches[0])
+    trainer.train(iter(batches), 3)
+    return trainer, [_loss(m) for _, m in records]
+
+  @parameterized.parameters(('adamw', None), ('adafactor', 2), ('frozen', None))
+  def test_sharded_equals_unsharded(self, optimizer, num_microbatches):
+    make = {
+        'adamw': lambda: optimizers.adamw(1e-3),
+        'adafactor': lambda: adafactor.Adafactor(min_dim_size_to_factor=16),
+        'frozen': lambda: ScalesOnly(optax.adam(1e-3)),
+    }[optimizer]
+    single = partitioning.PjitPartitioner(num_partitions=1)
+    single._mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ('data', 'model'))
+    expected, expected_losses = self._run(single, make, num_microbatches)
+    for num_partitions, kernel_shape in ((1, (32, 64)), (4, (32, 16))):
+      trainer, losses = self._run(
+          partitioning.PjitPartitioner(num_partitions=num_partitions), make, num_microbatches)
+      kernel = trainer.train_state.params['encoder']['layers_0']['mlp']['wi_0']['kernel']
+      self.assertEqual(kernel.addressable_shards[0].data.shape, kernel_shape)
+      np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
+      jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+                   trainer.train_state.params, expected.train_state.params)
+
+
+class InOwnProcessTest(absltest.TestCase):
+
+  @unittest.skipIf(jax.device_count() == 8, 'this is that process')
+  def test_eight_devices(self):
+    result = subprocess.run(
+        [sys.executable, __file__, 'EightDevices'], text=True, capture_output=True, check=False,
+        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+             'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
+    self.assertEqual(result.returncode, 0, result.stderr[-5000:])
+    self.assertRegex(result.stderr, r'Ran [1-9]\d* tests')
+    self.assertNotIn('skipped', result.stderr)
+
+
+if __name__ == '__main__':
+  absltest.main()
