@@ -47,7 +47,7 @@ def export(run: str, destination: pathlib.Path = _TINY) -> pathlib.Path:
   state = checkpoints.load_t5x_checkpoint(run, step=step)
   target = traverse_util.flatten_dict(state['target'])
   target = traverse_util.unflatten_dict({key: np.asarray(value).astype(jnp.bfloat16) for key, value in target.items()})
-  index = {'version': 3, 'optimizer': {'target': target, 'state': {'step': np.int32(step), 'param_states': {}}}}
+  index = {'version': 3, 'optimizer': {'target': target, 'state': {'step': np.int32(step)}}}
   file = destination / f'checkpoint_{step}' / 'checkpoint'
   file.parent.mkdir(parents=True, exist_ok=True)
   file.write_bytes(serialization.msgpack_serialize(index))

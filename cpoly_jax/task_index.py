@@ -116,7 +116,7 @@ class TaskIndex:
     path.mkdir(parents=True, exist_ok=True)
     temporary = path / f'{FILE_NAME}.tmp'
     temporary.write_text(json.dumps(self.to_json(), indent=1) + '\n')
-    temporary.rename(path / FILE_NAME)
+    temporary.replace(path / FILE_NAME)
 
   @classmethod
   def load(cls, folder: str) -> 'TaskIndex | None':

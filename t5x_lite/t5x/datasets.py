@@ -112,8 +112,12 @@ def _has_split(task: seqio.Task, split: str) -> bool:
   return split.split('[')[0] in task.splits
 
 
-def tasks_with_split(cfg: DatasetConfig) -> list[seqio.Task]:
+def tasks_with_split(cfg: DatasetConfig, warn: bool = True) -> list[seqio.Task]:
   """Returns the tasks of `cfg` that have its split, and warns in one line of those that do not.
+
+  Args:
+    cfg: mixture or task, and split.
+    warn: False: no warning.
 
   Raises:
     ValueError: where no task has the split, or one says that its split is empty.
@@ -125,7 +129,7 @@ def tasks_with_split(cfg: DatasetConfig) -> list[seqio.Task]:
   if not found:
     raise ValueError(f"No task of '{name_of(cfg)}' has a split '{cfg.split}': {tasks[0].name} has "
                      f"{', '.join(sorted(tasks[0].splits)) or 'none'}.")
-  if missing:
+  if missing and warn:
     logging.warning("No split '%s', skipped: %s", cfg.split, ', '.join(missing))
   for task in found:
     if '[' not in cfg.split and _num_examples(task, cfg.split) == 0:

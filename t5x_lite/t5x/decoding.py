@@ -1,14 +1,15 @@
 """Autoregressive decoding on `jax.lax`: temperature sampling and beam search.
 
-Both walk a buffer of length L + 1 whose column 0 is the start token. Every row has its own position, so
-rows may begin after prompts of different lengths; a prompt is either already in the cache
-(`initial_index`) or fed token by token, forced, without counting towards the score.
+Both walk a buffer of length L + 1 whose column 0 is the start token. Every row has its own
+position, so rows may begin after prompts of different lengths; a prompt is either already in the
+cache (`initial_index`) or fed token by token, forced, without counting towards the score.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Mapping
+from typing import Any
+from collections.abc import Callable, Mapping
 
 import flax
 import jax
@@ -48,7 +49,7 @@ class DecodingState:
 TokensToLogits = Callable[[DecodingState], tuple[Array, Cache]]
 
 
-# ---- The beam axis -----------------------------------------------------------------------------------
+# ---- The beam axis -------------------------------------------------------------------------------
 
 
 def add_beam_dim(x: Array, beam_size: int, offset: int = 0) -> Array:
@@ -77,7 +78,7 @@ def unflatten_beam_dim(x: Array, batch_size: int, beam_size: int, offset: int = 
 
 
 def flat_batch_beam_expand(x: Array, beam_size: int, offset: int = 0) -> Array:
-  """[..., B, ...] -> [..., B * beam_size, ...]: each example repeated, beams of an example adjacent."""
+  """[..., B, ...] -> [..., B * beam_size, ...]: each example repeated beam_size times."""
   return flatten_beam_dim(add_beam_dim(x, beam_size, offset), offset)
 
 
@@ -118,11 +119,12 @@ def _gather_beams(x: Array, beams: Array, offset: int = 0) -> Array:
   return jax.vmap(pick, in_axes=(offset, 0), out_axes=offset)(x, beams)
 
 
-# ---- Prompts -----------------------------------------------------------------------------------------
+# ---- Prompts -------------------------------------------------------------------------------------
 
 
 def _prompt_buffer(inputs: Array, width: int) -> Array:
-  """Cuts or pads `inputs` [B, L] with zeros to [B, width]."""
+  """Cuts or pads `inputs` [B, L] with zeros to int32 [B, width]."""
+  inputs = jnp.asarray(inputs, jnp.int32)
   return jnp.pad(inputs[:, :width], ((0, 0), (0, max(0, width - inputs.shape[1]))))
 
 
@@ -148,7 +150,7 @@ def _keep_until(seqs: Array, position: Array) -> Array:
   return jnp.where(jnp.arange(seqs.shape[1]) <= position[:, None], seqs, 0)
 
 
-# ---- Sampling ----------------------------------------------------------------------------------------
+# ---- Sampling ------------------------------------------------------------------------------------
 
 
 @flax.struct.dataclass
@@ -182,7 +184,7 @@ def _is_set(x: float | Array) -> bool:
 
 
 def _restrict_to_nucleus(logits: Array, topp: float | Array) -> Array:
-  """Removes from logits [N, V] what lies outside the smallest set of tokens with probability >= topp."""
+  """Removes from logits [N, V] all but the smallest set of tokens of probability >= topp."""
   descending = -jnp.sort(-logits, axis=-1)
   probs = jax.nn.softmax(descending, axis=-1)
   # A token is kept as long as the better ones together fall short of topp; the best one always is.
@@ -249,8 +251,8 @@ def temperature_sample(
       before it; None feeds prompts through the model token by token.
     max_decode_steps: most tokens to generate after the prompt; None fills the L positions.
     max_decode_steps_hard_limit: upper bound of `max_decode_steps`.
-    rescale_log_probs: score with the distribution sampled from (a greedy choice then scores 0); False
-      scores with the model's own probabilities.
+    rescale_log_probs: score with the distribution sampled from (a greedy choice then scores 0);
+      False scores with the model's own probabilities.
     state_callback_fn: maps the state before each step.
     logit_callback_fn: maps logits [N, V], given the state, before the choice.
 
@@ -270,8 +272,8 @@ def temperature_sample(
     max_decode_steps = bound(max_decode_steps, max_decode_steps_hard_limit)
   if isinstance(max_decode_steps, int) and max_decode_steps > length:
     raise ValueError(
-        f'max_decode_steps={max_decode_steps} is more than the {length} decoder positions: lower it '
-        'or lengthen the targets.')
+        f'max_decode_steps={max_decode_steps} is more than the {length} decoder positions: '
+        'lower it or lengthen the targets.')
 
   expand = functools.partial(flat_batch_beam_expand, beam_size=num_decodes)
   prompts = expand(_prompt_buffer(inputs, length + 1))
@@ -302,7 +304,7 @@ def temperature_sample(
     position = state.cur_index + 1
     forced = _column(state.sequences, position)
     generated = (forced == 0) & ~ended
-    token = jnp.where(ended, 0, jnp.where(generated, chosen, forced)).astype(prompts.dtype)
+    token = jnp.where(ended, 0, jnp.where(generated, chosen, forced)).astype(jnp.int32)
     # An EOS ends a row also where a callback has forced it, but not inside the prompt.
     ends = (token == eos_id) & (_column(prompts, position) == 0)
     new_ended = ended | ends | (position >= limit)
@@ -335,7 +337,7 @@ def temperature_sample(
   return _gather_beams(decodes, order), _gather_beams(scores, order)
 
 
-# ---- Beam search -------------------------------------------------------------------------------------
+# ---- Beam search ---------------------------------------------------------------------------------
 
 
 @flax.struct.dataclass
@@ -388,9 +390,9 @@ def beam_search(
 ) -> tuple[Array, Array]:
   """Searches for the hypotheses of the highest length-normalised log-probability.
 
-  An example is done when no live hypothesis can still beat its worst finished one. Slots for which no
-  finished hypothesis was found hold zeros and score `NEG_INF`; where none finished at all, the live
-  hypotheses are returned with their plain log-probabilities.
+  An example is done when no live hypothesis can still beat its worst finished one. Slots for which
+  no finished hypothesis was found hold zeros and score `NEG_INF`; where none finished at all, the
+  live hypotheses are returned with their plain log-probabilities.
 
   Args:
     inputs: [B, L] start token, then the prompt, then zeros.
@@ -431,8 +433,8 @@ def beam_search(
   def is_growing(state: BeamState) -> Array:
     """[B]: whether another step can change the result of an example."""
     best_live = jnp.max(state.live_logprobs, axis=1)
-    # A live hypothesis only loses probability, and its best normaliser is that of its greatest (for a
-    # negative alpha, its smallest) possible length.
+    # A live hypothesis only loses probability, and its best normaliser is that of its greatest (for
+    # a negative alpha, its smallest) possible length.
     normalizer = jnp.maximum(
         brevity_penalty(alpha, limit), brevity_penalty(alpha, state.cur_index + 1))
     can_improve = best_live / normalizer > jnp.min(state.finished_scores, axis=1)
@@ -450,7 +452,7 @@ def beam_search(
 
     # Each hypothesis has one way to end, so 2n candidates hold at least n that go on.
     scores, index = jax.lax.top_k(candidates, min(2 * n, n * vocab_size))
-    beams, tokens = index // vocab_size, (index % vocab_size).astype(inputs.dtype)
+    beams, tokens = index // vocab_size, index % vocab_size
     position = state.cur_index + 1
     seqs = write(_gather_beams(state.live_seqs, beams), tokens, position)
     ends = tokens == eos_id
@@ -495,7 +497,7 @@ def beam_search(
       live_logprobs=jnp.tile(jnp.array([0.0] + [NEG_INF] * (n - 1), jnp.float32), (batch_size, 1)),
       finished_scores=jnp.full((batch_size, n), NEG_INF, jnp.float32),
       live_seqs=add_beam_dim(_keep_until(prompts, start), n),
-      finished_seqs=jnp.zeros((batch_size, n, max_len + 1), inputs.dtype),
+      finished_seqs=jnp.zeros((batch_size, n, max_len + 1), jnp.int32),
       finished_flags=jnp.zeros((batch_size, n), bool),
       cache=cache_map(
           functools.partial(flat_batch_beam_expand, beam_size=n, offset=cache_offset), cache,

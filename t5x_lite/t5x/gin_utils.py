@@ -203,7 +203,7 @@ def _explain(exc: Exception, roots: Sequence[str]) -> Exception | None:
     return ValueError(f"{match[1]} has no parameter '{match[2]}'{where}{hint}")
   if match := _MACRO_UNSET.match(text):
     name = match[1].removesuffix('/gin.macro')
-    hint = _hint(name, re.findall(r'^(\w+) = ', gin.config_str(), re.MULTILINE))
+    hint = _hint(name, re.findall(r'^(\w+) = ', gin.config_str(), re.MULTILINE), 0.8)
     return ValueError(
       f'the macro {name} is used but set nowhere: give the gin file that sets it, or '
       f'--gin.{name}=...{hint}'
@@ -374,7 +374,8 @@ def run_entry_point(fn: Callable[..., Any]) -> None:
     _set_up_data()
     configured()
 
-  run(main)
+  from t5x import runtime
+  runtime.leave_after(lambda: run(main))
 
 
 def _set_up_process() -> None:

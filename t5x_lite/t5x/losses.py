@@ -1,7 +1,8 @@
 """Token cross entropy with label smoothing and z-loss, and how a batch's loss is normalised.
 
-Targets are integers: the smoothed cross entropy has a closed form, so no [B, L, V] array of soft targets
-is built, and the backward pass recomputes the softmax from the logits instead of keeping it.
+Targets are integers: the smoothed cross entropy has a closed form, so no [B, L, V] array of soft
+targets is built, and the backward pass recomputes the softmax from the logits instead of keeping
+it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 import math
-from typing import Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ LossNormalizingFactor = float | int | str | SpecialLossNormalizingFactor | None
 
 
 def _log_sum_exp(logits: Array) -> tuple[Array, Array, Array]:
-  """Returns float32 (logits - max, log of the sum of their exp, log Z), the last two without [V]."""
+  """Returns float32 (logits - max [..., V], log of the sum of its exp [...], log Z [...])."""
   logits = logits.astype(jnp.float32)
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   shifted = logits - largest[..., None]
@@ -88,8 +89,8 @@ def _smoothed(vocab_size: int, label_smoothing: float) -> tuple[float, float]:
 def _is_target(logits: Array, targets: Array) -> Array:
   """[..., V] mask of the target tokens.
 
-  It is only ever consumed by a sum or a select, into which XLA fuses it. Unlike a gather it needs no
-  communication of logits when the vocabulary is partitioned.
+  It is only ever consumed by a sum or a select, into which XLA fuses it. Unlike a gather it needs
+  no communication of logits when the vocabulary is partitioned.
   """
   return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
 
@@ -148,8 +149,8 @@ def compute_weighted_cross_entropy(
 ) -> tuple[Array, Array, Array]:
   """Sums the weighted cross entropy of a batch.
 
-  With label smoothing the entropy of the smoothed targets is subtracted, so that a perfect model has
-  loss 0.
+  With label smoothing the entropy of the smoothed targets is subtracted, so that a perfect model
+  has loss 0.
 
   Args:
     logits: [B, L, V].
@@ -219,12 +220,13 @@ def get_loss_normalizing_factor_and_weights(
 
   Args:
     loss_normalizing_factor: a number, None, or a `SpecialLossNormalizingFactor` or its name.
-    batch: decoder_target_tokens [B, L]; optionally decoder_loss_weights and decoder_segment_ids [B, L].
+    batch: decoder_target_tokens [B, L]; optionally decoder_loss_weights and decoder_segment_ids [B,
+      L].
 
   Returns:
-    (normaliser or None, weights [B, L] or None). AVERAGE_PER_SEQUENCE returns fractional weights that
-    add up to 1 in each sequence; a packed row holds one sequence per segment. The special factors take
-    the positions whose target is not 0 where the batch has no weights.
+    (normaliser or None, weights [B, L] or None). AVERAGE_PER_SEQUENCE returns fractional weights
+    that add up to 1 in each sequence; a packed row holds one sequence per segment. The special
+    factors take the positions whose target is not 0 where the batch has no weights.
 
   Raises:
     ValueError: for an unknown name.

@@ -1,14 +1,17 @@
 """Metrics of a training or evaluation period, on top of `clu.metrics`.
 
-A jitted step can count tokens but knows neither how many steps are merged into a period nor how long the
-period took: `Step` and `Time` metrics leave these open, and the trainer fills them in at the end with
-`set_step_metrics_num_steps` and `set_time_metrics_duration`.
+A jitted step can count tokens but knows neither how many steps are merged into a period nor how
+long the period took: `Step` and `Time` metrics leave these open, and the trainer fills them in at
+the end with `set_step_metrics_num_steps` and `set_time_metrics_duration`. `compute_base_metrics`
+lists what every sequence model reports.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Mapping
+import math
+from typing import Any
+from collections.abc import Mapping
 
 from clu import metrics as clu_metrics
 import flax
@@ -148,7 +151,8 @@ class Time(clu_metrics.Metric):
       ValueError: if it was not set.
     """
     if self.duration is None:
-      raise ValueError(f'{type(self).__name__} has no `duration`: call `replace_duration(s)` first.')
+      raise ValueError(
+          f'{type(self).__name__} has no `duration`: call `replace_duration(s)` first.')
     return self.duration
 
 
@@ -235,3 +239,71 @@ def create_metrics_dict(float_metrics_dict: Mapping[str, Any]) -> dict[str, clu_
   """Wraps each plain number as a `Sum`; metrics stay as they are."""
   return {name: value if is_metric_obj(value) else Sum(total=value)
           for name, value in float_metrics_dict.items()}
+
+
+def count_packed_examples(segment_ids: Array) -> Array:
+  """Counts the segments in segment_ids [B, L]: runs of one id that is not 0 (padding)."""
+  segment_ids = segment_ids.astype(jnp.int32)
+  before = jnp.pad(segment_ids, ((0, 0), (1, 0)))[:, :-1]
+  return jnp.sum((segment_ids != before) & (segment_ids != 0))
+
+
+def compute_base_metrics(
+    logits: Array,
+    targets: Array,
+    mask: Array | None,
+    loss: Array,
+    z_loss: Array | None = None,
+    segment_ids: Mapping[str, Array] | None = None,
+) -> MetricsMap:
+  """Computes the metrics of one batch.
+
+  Args:
+    logits: [B, L, V].
+    targets: [B, L].
+    mask: [B, L] loss weights, or None for all ones.
+    loss: [] loss including the z-loss.
+    z_loss: [] the z-loss alone.
+    segment_ids: feature name -> [B, L], 0 at padding; adds the metrics on padding and packing.
+
+  Returns:
+    Metrics by name.
+  """
+  average, per_step = clu_metrics.Average, AveragePerStep.from_model_output
+  rate = TimeRate.from_model_output
+  num_positions = math.prod(targets.shape)
+  num_tokens = num_positions if mask is None else jnp.sum(mask)
+  num_devices = jax.device_count()
+  metrics = {
+      'accuracy': clu_metrics.Accuracy.from_model_output(
+          logits=logits, labels=targets.astype(jnp.int32), mask=mask),
+      'loss': per_step(loss),
+      'loss_per_nonpadding_target_token': average(total=loss, count=num_tokens),
+      'loss_per_all_target_tokens': average(total=loss, count=jnp.int32(num_positions)),
+      'timing/seqs': Sum.from_model_output(targets.shape[0]),
+      'timing/seconds': Time(),
+      'timing/steps_per_second': StepsPerTime.from_model_output(),
+      'timing/seqs_per_second': rate(jnp.float32(targets.shape[0])),
+      'timing/seqs_per_second_per_core': rate(jnp.float32(targets.shape[0] / num_devices)),
+      'timing/target_tokens_per_second': rate(jnp.float32(num_positions)),
+      'timing/target_tokens_per_second_per_core': rate(jnp.float32(num_positions / num_devices)),
+      'non_padding_fraction/loss_weights': average(
+          total=num_tokens, count=jnp.int32(num_positions)),
+  }
+  if z_loss is not None:
+    metrics |= {
+        'z_loss': per_step(z_loss),
+        'z_loss_per_all_target_tokens': average(total=z_loss, count=jnp.int32(num_positions)),
+        'cross_ent_loss': per_step(loss - z_loss),
+        'cross_ent_loss_per_all_target_tokens': average(
+            total=loss - z_loss, count=jnp.int32(num_positions)),
+    }
+  if segment_ids:
+    real = {name: jnp.sum(ids != 0) for name, ids in segment_ids.items()}
+    for name, ids in segment_ids.items():
+      metrics[f'effective_batch_size/{name}'] = per_step(count_packed_examples(ids))
+      metrics[f'non_padding_fraction/{name}'] = average(
+          total=real[name], count=jnp.int32(ids.size))
+    metrics['non_padding_fraction/overall'] = average(
+        total=sum(real.values()), count=jnp.int32(sum(ids.size for ids in segment_ids.values())))
+  return metrics

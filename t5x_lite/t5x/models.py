@@ -1,8 +1,8 @@
 """Models: how a network becomes a loss, scores and predictions.
 
-`BaseModel` is what the trainer and the inference loop know. `EncoderDecoderModel` implements it for any
-linen module that follows the encoder-decoder call contract; extensions subclass it and override single
-methods, so every access to the network goes through `self.module.apply`.
+`BaseModel` is what the trainer and the inference loop know. `EncoderDecoderModel` implements it for
+any linen module that follows the encoder-decoder call contract; extensions subclass it and override
+single methods, so every access to the network goes through `self.module.apply`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import abc
 import dataclasses
 import functools
 import inspect
-import math
-from typing import TYPE_CHECKING, Any, Mapping, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping
 
-from clu import metrics as clu_metrics
 import jax
 import jax.numpy as jnp
 
@@ -30,16 +29,11 @@ if TYPE_CHECKING:
 Array = jax.Array
 Batch = Mapping[str, Array]
 MetricsMap = metrics_lib.MetricsMap
+TokensIdsToLogitsCallable = decoding.TokensToLogits
+compute_base_metrics = metrics_lib.compute_base_metrics
+count_packed_examples = metrics_lib.count_packed_examples
 PyTree = Any
 PyTreeDef = jax.tree_util.PyTreeDef
-
-
-class TokensIdsToLogitsCallable(Protocol):
-  """One decoding step: state of N rows -> (logits [N, V], new cache)."""
-
-  def __call__(
-      self, decoding_state: decoding.DecodingState) -> tuple[Array, Mapping[str, Array]]:
-    ...
 
 
 class DecodeFnCallable(Protocol):
@@ -147,12 +141,22 @@ class BaseTransformerModel(BaseModel):
     """
     super().__init__(optimizer_def=optimizer_def)
     self.module = module
-    self.input_vocabulary = input_vocabulary
-    self.output_vocabulary = output_vocabulary
+    self._input_vocabulary = input_vocabulary
+    self._output_vocabulary = output_vocabulary
     self._decode_fn = decode_fn
     self._label_smoothing = label_smoothing
     self._z_loss = z_loss
     self._loss_normalizing_factor = loss_normalizing_factor
+
+  @property
+  def input_vocabulary(self) -> seqio.Vocabulary:
+    """The vocabulary of the inputs."""
+    return self._input_vocabulary
+
+  @property
+  def output_vocabulary(self) -> seqio.Vocabulary:
+    """The vocabulary of the targets."""
+    return self._output_vocabulary
 
   @property
   def decode_fn(self) -> DecodeFnCallable | None:
@@ -195,7 +199,7 @@ class BaseTransformerModel(BaseModel):
       z_loss: Array | None = None,
       segment_ids: Mapping[str, Array] | None = None,
   ) -> MetricsMap:
-    return compute_base_metrics(
+    return metrics_lib.compute_base_metrics(
         logits=logits, targets=targets, mask=mask, loss=loss, z_loss=z_loss,
         segment_ids=segment_ids)
 
@@ -216,12 +220,13 @@ class DecoderParams:
 class EncoderDecoderModel(BaseTransformerModel):
   """An encoder-decoder.
 
-  Batches hold int32 arrays: encoder_input_tokens [B, Li]; decoder_target_tokens, decoder_input_tokens
-  (the targets shifted to the right, 0 first) and decoder_loss_weights [B, Lt]; with packing also
-  {encoder,decoder}_{segment_ids,positions}.
+  Batches hold int32 arrays: encoder_input_tokens [B, Li]; decoder_target_tokens,
+  decoder_input_tokens (the targets shifted to the right, 0 first) and decoder_loss_weights [B, Lt];
+  with packing also {encoder,decoder}_{segment_ids,positions}.
   """
 
   FEATURE_CONVERTER_CLS = _LazyFeatureConverter('EncDecFeatureConverter')
+  _default_decoder_params = DecoderParams()
 
   def __init__(
       self,
@@ -236,13 +241,13 @@ class EncoderDecoderModel(BaseTransformerModel):
       loss_normalizing_factor: losses.LossNormalizingFactor = None,
       default_decoder_params: DecoderParams | None = None,
   ):
-    """Builds the model; see `BaseTransformerModel` for the arguments not listed.
+    """Builds the model.
 
     Args:
-      module: the network.
+      module: see `BaseTransformerModel`, as for the arguments not listed.
       input_vocabulary: of the inputs.
       output_vocabulary: of the targets.
-      optimizer_def: the optimizer, or None.
+      optimizer_def: the optimizer, or None for inference only.
       decode_fn: the decoding algorithm.
       feature_converter_cls: replaces `FEATURE_CONVERTER_CLS` for this instance.
       label_smoothing: probability given to the wrong tokens.
@@ -252,7 +257,8 @@ class EncoderDecoderModel(BaseTransformerModel):
     """
     if feature_converter_cls is not None:
       self.FEATURE_CONVERTER_CLS = feature_converter_cls  # pylint: disable=invalid-name
-    self._default_decoder_params = default_decoder_params or DecoderParams()
+    if default_decoder_params is not None:
+      self._default_decoder_params = default_decoder_params
     super().__init__(
         module=module, input_vocabulary=input_vocabulary, output_vocabulary=output_vocabulary,
         optimizer_def=optimizer_def, decode_fn=decode_fn, label_smoothing=label_smoothing,
@@ -268,8 +274,8 @@ class EncoderDecoderModel(BaseTransformerModel):
 
     Args:
       rng: key of the parameters.
-      input_shapes: global shapes of encoder_input_tokens, decoder_input_tokens, decoder_target_tokens
-        and, with packing, of the segment ids and positions.
+      input_shapes: global shapes of encoder_input_tokens, decoder_input_tokens,
+        decoder_target_tokens and, with packing, of the segment ids and positions.
       input_types: their dtypes, int32 by default.
 
     Returns:
@@ -325,7 +331,7 @@ class EncoderDecoderModel(BaseTransformerModel):
         decoder_positions=batch.get('decoder_positions'),
         decode=False,
         enable_dropout=dropout_rng is not None,
-        rngs={} if dropout_rng is None else {'dropout': dropout_rng},
+        rngs=None if dropout_rng is None else {'dropout': dropout_rng},
         mutable=mutable)
 
   def _compute_logits_from_slice(
@@ -386,7 +392,8 @@ class EncoderDecoderModel(BaseTransformerModel):
     decode = functools.partial(
         self.module.apply, method=self.module.decode, mutable=['cache'], enable_dropout=False,
         decode=True)
-    # The first call only creates the cache; its other results are unused and cost nothing under jit.
+    # The first call only creates the cache; its other results are unused and cost nothing under
+    # jit.
     _, variables = decode(
         {'params': params}, encoded_inputs, encoder_input_tokens, decoder_input_tokens,
         decoder_input_tokens)
@@ -414,8 +421,8 @@ class EncoderDecoderModel(BaseTransformerModel):
 
     Args:
       params: parameters.
-      batch: encoder_input_tokens [B, Li]; decoder_input_tokens [B, Lt], of which only the shape counts
-        unless it holds prompts.
+      batch: encoder_input_tokens [B, Li]; decoder_input_tokens [B, Lt], of which only the shape
+        counts unless it holds prompts.
       rng: key for decoding functions that sample.
       decoder_params: further arguments of the decoding function.
       return_all_decodes: whether to return all decodes or the best one.
@@ -452,10 +459,12 @@ class EncoderDecoderModel(BaseTransformerModel):
 
     encoded = self.module.apply(
         {'params': params}, encoder_inputs, enable_dropout=False, method=self.module.encode)
+    # Prompts are written into the cache at once if the decoding function can start behind them.
+    takes_index = 'initial_index' in inspect.signature(self._decode_fn).parameters
     cache, initial_index = self._compute_kv_cache(
         params, encoded_inputs=encoded, encoder_input_tokens=encoder_inputs,
-        decoder_input_tokens=prompts, prefill_decoder_prompt=prompt_with_targets)
-    if initial_index is not None:
+        decoder_input_tokens=prompts, prefill_decoder_prompt=prompt_with_targets and takes_index)
+    if takes_index:
       decoder_params['initial_index'] = initial_index
 
     # The decoding function expands the cache, and what it does not see is expanded here.
@@ -489,8 +498,8 @@ class EncoderDecoderModel(BaseTransformerModel):
 
     Returns:
       Scores [B], without label smoothing and z-loss; or (scores, intermediates), where
-      intermediates['decoder'] also has target_tokens, loss_weights and token_scores, each a tuple of one
-      [B, Lt] array.
+      intermediates['decoder'] also has target_tokens, loss_weights and token_scores, each a tuple
+      of one [B, Lt] array.
     """
     intermediates = None
     if return_intermediates:
@@ -518,74 +527,6 @@ def remove_prefix(sequence: Array, prefix_length: Array) -> Array:
   """Shifts each row of sequence [B, L] left by prefix_length [B] and fills up with 0."""
   index = jnp.arange(sequence.shape[-1]) + prefix_length[:, None]
   return jnp.take_along_axis(sequence, index, axis=-1, mode='fill', fill_value=0)
-
-
-def count_packed_examples(segment_ids: Array) -> Array:
-  """Counts the segments in segment_ids [B, L]: runs of one id that is not 0 (padding)."""
-  segment_ids = segment_ids.astype(jnp.int32)
-  before = jnp.pad(segment_ids, ((0, 0), (1, 0)))[:, :-1]
-  return jnp.sum((segment_ids != before) & (segment_ids != 0))
-
-
-def compute_base_metrics(
-    logits: Array,
-    targets: Array,
-    mask: Array | None,
-    loss: Array,
-    z_loss: Array | None = None,
-    segment_ids: Mapping[str, Array] | None = None,
-) -> MetricsMap:
-  """Computes the metrics of one batch.
-
-  Args:
-    logits: [B, L, V].
-    targets: [B, L].
-    mask: [B, L] loss weights, or None for all ones.
-    loss: [] loss including the z-loss.
-    z_loss: [] the z-loss alone.
-    segment_ids: feature name -> [B, L], 0 at padding; adds the metrics on padding and packing.
-
-  Returns:
-    Metrics by name.
-  """
-  average, per_step = clu_metrics.Average, metrics_lib.AveragePerStep.from_model_output
-  rate = metrics_lib.TimeRate.from_model_output
-  num_positions = math.prod(targets.shape)
-  num_tokens = num_positions if mask is None else jnp.sum(mask)
-  num_devices = jax.device_count()
-  metrics = {
-      'accuracy': clu_metrics.Accuracy.from_model_output(
-          logits=logits, labels=targets.astype(jnp.int32), mask=mask),
-      'loss': per_step(loss),
-      'loss_per_nonpadding_target_token': average(total=loss, count=num_tokens),
-      'loss_per_all_target_tokens': average(total=loss, count=jnp.int32(num_positions)),
-      'timing/seqs': metrics_lib.Sum.from_model_output(targets.shape[0]),
-      'timing/seconds': metrics_lib.Time(),
-      'timing/steps_per_second': metrics_lib.StepsPerTime.from_model_output(),
-      'timing/seqs_per_second': rate(jnp.float32(targets.shape[0])),
-      'timing/seqs_per_second_per_core': rate(jnp.float32(targets.shape[0] / num_devices)),
-      'timing/target_tokens_per_second': rate(jnp.float32(num_positions)),
-      'timing/target_tokens_per_second_per_core': rate(jnp.float32(num_positions / num_devices)),
-      'non_padding_fraction/loss_weights': average(
-          total=num_tokens, count=jnp.int32(num_positions)),
-  }
-  if z_loss is not None:
-    metrics |= {
-        'z_loss': per_step(z_loss),
-        'z_loss_per_all_target_tokens': average(total=z_loss, count=jnp.int32(num_positions)),
-        'cross_ent_loss': per_step(loss - z_loss),
-        'cross_ent_loss_per_all_target_tokens': average(
-            total=loss - z_loss, count=jnp.int32(num_positions)),
-    }
-  if segment_ids:
-    real = {name: jnp.sum(ids != 0) for name, ids in segment_ids.items()}
-    for name, ids in segment_ids.items():
-      metrics[f'effective_batch_size/{name}'] = per_step(count_packed_examples(ids))
-      metrics[f'non_padding_fraction/{name}'] = average(
-          total=real[name], count=jnp.int32(ids.size))
-    metrics['non_padding_fraction/overall'] = average(
-        total=sum(real.values()), count=jnp.int32(sum(ids.size for ids in segment_ids.values())))
-  return metrics
 
 
 def get_input_vocabulary(model: BaseTransformerModel) -> seqio.Vocabulary:

@@ -46,11 +46,14 @@ def _step_of(line: str) -> int | None:
 
 
 def _small(metrics: dict[str, Any]) -> dict[str, Any]:
-  """Picks from the metrics of a step what is shown or recorded, still on the device."""
+  """Picks from the metrics of a step what is shown or recorded, still on the device.
+
+  `loss` is T5X's: the sum over target tokens, or divided as the model's loss_normalizing_factor says.
+  """
   per_token = metrics.get('loss_per_nonpadding_target_token')
   picked = {'loss': getattr(metrics.get('loss'), 'total', None)}
   if per_token is not None:
-    picked['per_token'] = (per_token.total, per_token.count)
+    picked['target_tokens'] = per_token.count
   sequences = metrics.get('timing/seqs', metrics.get('timing/seqs_per_second'))
   picked['examples'] = getattr(sequences, 'total', getattr(sequences, 'numerator', None))
   return {k: v for k, v in picked.items() if v is not None}
@@ -61,10 +64,8 @@ def _line(step: int, values: dict[str, Any]) -> dict[str, Any]:
   line = {'step': step}
   if 'loss' in values:
     line['loss'] = float(values['loss'])
-  if 'per_token' in values:
-    total, count = (float(x) for x in values['per_token'])
-    line['loss_per_target_token'] = total / count if count else 0.0
-    line['target_tokens'] = int(count)
+  if 'target_tokens' in values:
+    line['target_tokens'] = int(values['target_tokens'])
   if 'examples' in values:
     line['examples'] = int(values['examples'])
   return line
@@ -162,9 +163,7 @@ class Progress:
   def _text(self, bar: bool = False) -> str:
     elapsed = max(time.monotonic() - self._window_start, 1e-6)
     parts = []
-    if 'loss_per_target_token' in self.last:
-      parts.append(f"loss/token {self.last['loss_per_target_token']:.4f}")
-    elif 'loss' in self.last:
+    if 'loss' in self.last:
       parts.append(f"loss {self.last['loss']:.4f}")
     parts.append(f"{_short(self._window['examples'] / elapsed)} examples/s")
     if self._window['tokens']:

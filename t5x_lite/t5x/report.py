@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -15,6 +15,8 @@ from etils import epath
 from t5x import files
 
 _METRICS_SUFFIX = '-metrics.jsonl'
+# Metrics of this prefix are what a trivial answer would score, e.g. copying the input: shown, not counted.
+_BASELINE = 'baseline_'
 
 
 def scalar(value: Any) -> float | None:
@@ -31,8 +33,8 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
   return {k: scalar(v) for k, v in metrics.items() if scalar(v) is not None}
 
 
-def read_metrics(inference_dir: str) -> dict[str, tuple[int, dict[str, float]]]:
-  """Reads the last line of every `<task>-metrics.jsonl`.
+def read_metrics(inference_dir: str, *, first: bool = False) -> dict[str, tuple[int, dict[str, float]]]:
+  """Reads the last (or the first) line of every `<task>-metrics.jsonl`.
 
   Returns:
     {task: (step, {metric: value})}.
@@ -41,33 +43,44 @@ def read_metrics(inference_dir: str) -> dict[str, tuple[int, dict[str, float]]]:
   for path in sorted(epath.Path(inference_dir).glob('*' + _METRICS_SUFFIX)):
     lines = [line for line in files.read_lines(path) if line.strip()]
     if lines:
-      line = json.loads(lines[-1])
+      line = json.loads(lines[0 if first else -1])
       step = line.pop('step', -1)
       found[path.name[:-len(_METRICS_SUFFIX)]] = (step, scalars(line))
   return found
 
 
 def task_score(metrics: Mapping[str, float]) -> float | None:
-  """Returns the mean of a task's metrics, None where it has none."""
-  return sum(metrics.values()) / len(metrics) if metrics else None
+  """Returns the mean of a task's metrics, None where it has none; `baseline_...` are references, not scores."""
+  values = [value for name, value in metrics.items() if not name.startswith(_BASELINE)]
+  return sum(values) / len(values) if values else None
 
 
-def table(metrics: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-  """Returns rows of cells: a head, a row per task, and the mean where there are several.
+def _mean(values: Iterable[float | None]) -> float | None:
+  known = [value for value in values if value is not None]
+  return sum(known) / len(known) if known else None
+
+
+def table(metrics: Mapping[str, Mapping[str, float]], first: Mapping[str, tuple[int, Mapping[str, float]]] | None = None
+          ) -> list[list[str]]:
+  """Returns rows of cells: a head, a row per task, and the means where there are several tasks.
 
   Args:
     metrics: {task: {metric: value}}.
+    first: (step, metrics) of the earliest evaluation of each task, for a column beside the last one; None: none.
   """
-  rows = [['task', 'metrics', 'score']]
-  scores = []
+  show = lambda value: '-' if value is None else f'{value:.4g}'
+  first = first or {}
+  start = f'score at step {min(step for step, _ in first.values())}' if first else ''
+  rows = [['task', 'metrics', *([start] if first else []), 'score']]
+  scores = {task: task_score(values) for task, values in metrics.items()}
+  early = {task: task_score(first[task][1]) for task in metrics if task in first}
   for task in sorted(metrics):
-    score = task_score(metrics[task])
-    if score is not None:
-      scores.append(score)
-    cells = '  '.join(f'{k} {v:.4g}' for k, v in sorted(metrics[task].items()))
-    rows.append([task, cells or '-', '-' if score is None else f'{score:.4g}'])
-  if len(scores) > 1:
-    rows.append(['mean', '', f'{sum(scores) / len(scores):.4g}'])
+    cells = '  '.join(f'{k} {v:.4g}' for k, v in sorted(metrics[task].items())) or '-'
+    rows.append([task, cells, *([show(early.get(task))] if first else []), show(scores[task])])
+  if len(metrics) > 1:
+    baselines = sorted({name for values in metrics.values() for name in values if name.startswith(_BASELINE)})
+    cells = '  '.join(f'{name} {show(_mean(v.get(name) for v in metrics.values()))}' for name in baselines)
+    rows.append(['mean', cells, *([show(_mean(early.values()))] if first else []), show(_mean(scores.values()))])
   return rows
 
 
@@ -84,7 +97,7 @@ def to_markdown(rows: list[list[str]]) -> str:
 
 
 def write_results(output_dir: str, step: int, metrics: Mapping[str, Mapping[str, float]],
-                  facts: Mapping[str, Any]) -> str:
+                  facts: Mapping[str, Any], first: Mapping[str, tuple[int, Mapping[str, float]]] | None = None) -> str:
   """Writes results.json and results.md.
 
   Args:
@@ -92,14 +105,16 @@ def write_results(output_dir: str, step: int, metrics: Mapping[str, Mapping[str,
     step: the last step.
     metrics: {task: {metric: value}}.
     facts: further facts, shown one a line: wall time, steps per second and the like.
+    first: (step, metrics) of each task's earliest evaluation, where it is not the last one.
 
   Returns:
     The text to print.
   """
-  scores = [s for s in map(task_score, metrics.values()) if s is not None]
-  mean = sum(scores) / len(scores) if scores else None
-  result = {'step': step, 'output_dir': output_dir, 'metrics': metrics, 'mean': mean, **facts}
-  rows = table(metrics)
+  result = {'step': step, 'output_dir': output_dir, 'metrics': metrics,
+            'mean': _mean(map(task_score, metrics.values())), **facts}
+  if first:
+    result['mean_at_first_evaluation'] = _mean(task_score(values) for _, values in first.values())
+  rows = table(metrics, first)
   facts_lines = [f"{k.replace('_', ' ')}: {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')}: {v}"
                  for k, v in facts.items() if not isinstance(v, Mapping)]
   files.write_text(os.path.join(output_dir, 'results.json'), json.dumps(result, indent=2, sort_keys=True) + '\n')

@@ -8,8 +8,11 @@ from __future__ import annotations
 import os
 import pathlib
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import flags
 from absl import logging
@@ -68,6 +71,30 @@ def hide_gpus_from_tensorflow() -> None:
   if jax.default_backend() == 'gpu':
     import tensorflow as tf
     tf.config.experimental.set_visible_devices([], 'GPU')
+
+
+def leave_after(entry_point: Callable[[], None]) -> NoReturn:
+  """Runs an entry point and ends the process with its exit code, without the interpreter's teardown.
+
+  Threads and destructors of TensorFlow, tensorstore and XLA have been seen to block in it for ever after an error,
+  with the message long printed. Whatever must be finished (checkpoints, events) is by the time this is called.
+  """
+  code = 0
+  try:
+    entry_point()
+  except SystemExit as stop:
+    code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    if isinstance(stop.code, str):
+      print(stop.code, file=sys.stderr)
+  except BaseException:  # What the interpreter would print.
+    traceback.print_exc()
+    code = 1
+  jax = sys.modules.get('jax')
+  if jax is not None and code == 0 and jax.distributed.is_initialized():
+    jax.distributed.shutdown()
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 class StopSignals:

@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -56,10 +57,10 @@ def _check_data(model: Any, model_dir: str, partitioner: Any, cfgs: Mapping[str,
     files.remove(os.path.join(model_dir, '.write_test'))
   except OSError as e:
     raise ValueError(f'MODEL_DIR {model_dir} cannot be written ({e.strerror or e}): choose another folder.') from e
-  for cfg in cfgs.values():
+  for name, cfg in cfgs.items():
     partitioner.get_data_layout(cfg.batch_size)
     mixture_or_task = datasets.get_mixture_or_task(cfg)
-    datasets.tasks_with_split(cfg)
+    datasets.tasks_with_split(cfg, warn=name == 'train')  # The evaluations warn themselves.
     if verify_matching_vocabs_fn is not None:
       verify_matching_vocabs_fn(cfg, model)
     if hasattr(model, 'check_mixture'):
@@ -85,9 +86,12 @@ def _checkpoint_to_start_from(model_dir: str, checkpoint_cfg: Any) -> tuple[Any,
   return cfg, paths[0], cfg.path == model_dir
 
 
-def _step_of(path: str | None) -> int | None:
-  """Step in the name of a checkpoint, None where it has none."""
+def _step_of(path: str | None, restore_cfg: Any, resumes: bool) -> int | None:
+  """Step that a run starts at by the name of its checkpoint, 0 where its step is not taken over, None if unknown."""
   from t5x import checkpoints
+  for pattern, source in () if resumes else getattr(restore_cfg, 'assignment_map', None) or ():
+    if re.fullmatch(pattern, 'state/step'):
+      return 0 if source is None else None
   with contextlib.suppress(ValueError):
     return checkpoints.get_step_from_checkpoint_dir(path)[1] if path else 0
   return None
@@ -176,7 +180,7 @@ def train(*, model: Any, train_dataset_cfg: utils.DatasetConfig, train_eval_data
   make_plan = functools.partial(
       run_plan.make_plan, total_steps=total_steps, relative_steps=relative_steps, save_cfg=checkpoint_cfg.save,
       eval_period=eval_period, stats_period=stats_period, gc_period=gc_period)
-  named_step = _step_of(restore_path)
+  named_step = _step_of(restore_path, restore_cfg, resumes)
   first_step = _first_step(model_dir, resumes, named_step or 0)
   make_plan(first_step=first_step, start_step=named_step or first_step)
 
@@ -263,14 +267,16 @@ def _report(model_dir: str, loop: TrainLoop, plan: run_plan.RunPlan, evaluation:
   """Prints and writes the table of results."""
   if jax.process_index():
     return
-  results = {k: v for k, (_, v) in report.read_metrics(os.path.join(model_dir, 'inference_eval')).items()}
+  inference_dir = os.path.join(model_dir, 'inference_eval')
+  results = {k: v for k, (_, v) in report.read_metrics(inference_dir).items()}
+  first = {k: (step, v) for k, (step, v) in report.read_metrics(inference_dir, first=True).items() if step < loop.step}
   results.update(evaluation.results)
   steps = loop.step - loop.start_step
   facts = {'total_steps': plan.total_steps, 'wall_seconds': round(seconds, 1)}
   if steps:
     facts['steps_per_second'] = round(steps / max(loop.train_seconds, 1e-6), 4)
   facts.update({f'train_{k}': v for k, v in loop.progress.last.items() if k.startswith('loss')})
-  print(report.write_results(model_dir, loop.step, results, facts), flush=True)
+  print(report.write_results(model_dir, loop.step, results, facts, first), flush=True)
 
 
 if __name__ == '__main__':

@@ -272,6 +272,9 @@ class BaseTrainer(abc.ABC):
     """
     start_step = int(self.train_state.step) if start_step is None else int(start_step)
     self.train_metrics_manager.start_duration_timer(block_on=self._last_metrics)
+    # Laid out as the step returns it, so that the first step is compiled as all others.
+    self.train_state = self._partitioner.move_params_to_devices(
+        self.train_state, self._train_state_axes)
     train_step = self.train_step_compiled or self._partitioned_train_step
     total = None
     in_flight: collections.deque[Any] = collections.deque()

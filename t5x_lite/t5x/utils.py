@@ -6,7 +6,8 @@ import importlib
 
 _HOMES = {
     'batches': ('prepare_train_iter',),
-    'checkpoints': ('find_checkpoint', 'get_checkpoint_dir', 'get_step_from_checkpoint_dir', 'latest_step'),
+    'checkpoints': ('LegacyCheckpointManager', 'find_checkpoint', 'get_checkpoint_dir',
+                    'get_step_from_checkpoint_dir', 'latest_step'),
     'datasets': ('DatasetConfig', 'get_dataset', 'get_training_eval_datasets', 'get_vocabulary',
                  'get_zeros_batch_like_dataset', 'get_zeros_batch_like_spec', 'import_module',
                  'verify_matching_vocabs'),
@@ -14,7 +15,7 @@ _HOMES = {
     'model_info': ('log_model_info',),
     'multihost': ('get_local_data', 'multihost_assert_equal', 'set_hardware_rng_ops', 'sync_global_devices'),
     'restore': ('CheckpointConfig', 'RestoreCheckpointConfig', 'SaveCheckpointConfig', 'TrainStateInitializer',
-                'LegacyCheckpointManager', 'LegacyCheckpointer', 'create_checkpoint_manager_and_restore',
+                'create_checkpoint_manager_and_restore',
                 'create_orbax_checkpoint_manager', 'find_first_checkpoint_step', 'find_next_checkpoint_step',
                 'get_fallback_state', 'get_first_valid_restore_config_and_paths', 'restore'),
     'schedules': ('create_learning_rate_scheduler',),

@@ -34,6 +34,7 @@ class TaskIndexTest(absltest.TestCase):
     index = TaskIndex(('ä "quoted"', 'b'))
     self.assertIsNone(TaskIndex.load(folder))
     index.save(folder)
+    index.save(folder)  # A run that resumes writes it again.
     self.assertEqual(TaskIndex.load(folder), index)
     self.assertEqual([p.name for p in folder.iterdir()], ['task_index.json'])
 

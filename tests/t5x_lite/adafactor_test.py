@@ -131,7 +131,8 @@ class UpdateTest(parameterized.TestCase):
         multiply_by_parameter_scale=False, beta1=0.9, weight_decay_rate=0.5,
         weight_decay_rate_lr_exponent=2.0), grads=self.grads[:1])
     np.testing.assert_allclose(
-        full.target['w'], self.param - 0.1 * update - 0.5 * 0.1 ** 2 * self.param, rtol=1e-5, atol=1e-6)
+        full.target['w'], self.param - 0.1 * update - 0.5 * 0.1 ** 2 * self.param,
+        rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(full.state.param_states['w'].m, 0.1 * update, rtol=1e-5, atol=1e-7)
 
   def test_global_norm_clipping_scales_all_gradients(self):

@@ -55,7 +55,7 @@ def _padded(tokens, length):
 
 
 def _python_beam_search(log_probs, n, alpha, length, prompt=()):
-  """One example, hypothesis by hypothesis; returns [(tokens, score)], ascending, maybe fewer than n."""
+  """One example, hypothesis by hypothesis; returns at most n (tokens, score), ascending."""
   live, finished = [(tuple(prompt), 0.0)], []
   for _ in range(length - len(prompt)):
     grown = []

@@ -1,4 +1,4 @@
-"""Tests for t5x.models: golden losses, gradients, scores and decodes; small networks for the rest."""
+"""Tests for t5x.models: golden losses, gradients, scores and decodes; a small network otherwise."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class GoldenTest(parameterized.TestCase):
 
 
 class _RunningSum(nn.Module):
-  """A network that hashes the tokens so far; it follows the encoder-decoder contract, with prefill."""
+  """A network that hashes the tokens so far, with the encoder-decoder contract and prefill."""
 
   vocab_size: int = 7
   stacked: bool = False  # like scanned layers: an axis before the batch in the cache
@@ -233,7 +233,7 @@ class EncoderDecoderModelTest(parameterized.TestCase):
     model, batch = _model(module), _running_sum_batch()
     model.eval_fn({}, batch)
     self.assertFalse(module.apply.call_args.kwargs['enable_dropout'])
-    self.assertEqual(module.apply.call_args.kwargs['rngs'], {})
+    self.assertIsNone(module.apply.call_args.kwargs['rngs'])
     key = jax.random.PRNGKey(1)
     model.loss_fn({}, batch, key)
     self.assertTrue(module.apply.call_args.kwargs['enable_dropout'])
@@ -297,17 +297,29 @@ class EncoderDecoderModelTest(parameterized.TestCase):
     self.assertEqual(prefilled[1, -1, 0], 6)
 
   def test_prompt_is_used_only_on_request_and_without_eos(self):
-    decode_fn = mock.Mock(return_value=(jnp.zeros((2, 1, 6)), jnp.zeros((2, 1))))
+    decode_fn = mock.create_autospec(
+        decoding.beam_search, return_value=(jnp.zeros((2, 1, 6)), jnp.zeros((2, 1))))
     model, params = _running_sum(decode_fn=decode_fn)
     batch = _running_sum_batch()
     model.predict_batch(params, batch)
     np.testing.assert_array_equal(decode_fn.call_args.kwargs['inputs'], np.zeros((2, 6)))
-    self.assertNotIn('initial_index', decode_fn.call_args.kwargs)
+    self.assertIsNone(decode_fn.call_args.kwargs['initial_index'])
     batch['decoder_input_tokens'] = jnp.array([[0, 2, 4, 1, 0, 0], [0, 6, 1, 0, 0, 0]])
     model.predict_batch_with_aux(params, batch, prompt_with_targets=True)
     np.testing.assert_array_equal(
         decode_fn.call_args.kwargs['inputs'], [[0, 2, 4, 0, 0, 0], [0, 6, 0, 0, 0, 0]])
     np.testing.assert_array_equal(decode_fn.call_args.kwargs['initial_index'], [2, 1])
+
+  def test_decode_fn_that_knows_no_prefilled_prompts(self):
+    def decode_fn(inputs, cache, tokens_to_logits, **kwargs):
+      kwargs.pop('decode_rng', None)
+      return decoding.temperature_sample(inputs, cache, tokens_to_logits, **kwargs)
+
+    predictions = [
+        _running_sum(decode_fn=fn)[0].predict_batch_with_aux(
+            _running_sum()[1], _running_sum_batch(), prompt_with_targets=True)[0]
+        for fn in (decode_fn, decoding.temperature_sample)]
+    np.testing.assert_array_equal(*predictions)
 
   def test_arguments_of_the_decode_fn(self):
     decode_fn = mock.Mock(return_value=(jnp.zeros((2, 4, 6)), jnp.zeros((2, 4))))

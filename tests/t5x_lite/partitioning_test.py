@@ -30,7 +30,7 @@ def _state(shape=(8, 16), names=('embed', 'mlp'), definition=None):
 
 
 def _with_devices(partitioner, processes):
-  """Gives a partitioner a mesh of made-up devices: `processes` [data, model] holds process numbers."""
+  """Gives a partitioner a mesh of made-up devices with the process numbers [data, model]."""
   devices = np.empty(np.shape(processes), object)
   for index, process in np.ndenumerate(np.asarray(processes)):
     devices[index] = types.SimpleNamespace(process_index=int(process))
@@ -62,7 +62,7 @@ class RulesTest(parameterized.TestCase):
 
   def test_unknown_names_and_mesh_axes_are_refused(self):
     partitioner = partitioning.PjitPartitioner(num_partitions=1)
-    with self.assertRaisesRegex(ValueError, r"target/w: no rule for the axis 'skill'.*\('skill', None\)"):
+    with self.assertRaisesRegex(ValueError, r"target/w: no rule.* 'skill'.*\('skill', None\)"):
       partitioner.get_mesh_axes(_state(names=('skill', 'mlp')))
     with self.assertRaisesRegex(ValueError, "'mlp', 'tensor'"):
       partitioning.PjitPartitioner(num_partitions=1, logical_axis_rules=[('mlp', 'tensor')])
@@ -73,7 +73,7 @@ class RulesTest(parameterized.TestCase):
 class MeshTest(absltest.TestCase):
 
   def test_bad_sizes_are_refused(self):
-    with self.assertRaisesRegex(ValueError, r'num_partitions=3 does not divide the \d devices; use one of \[1'):
+    with self.assertRaisesRegex(ValueError, r'=3 does not divide the \d devices; use one of \[1'):
       _ = partitioning.PjitPartitioner(num_partitions=3).mesh
     with self.assertRaisesRegex(ValueError, 'needs num_partitions'):
       partitioning.PjitPartitioner()
@@ -93,7 +93,7 @@ class DataLayoutTest(parameterized.TestCase):
       ('data_over_processes', [[0], [0], [1], [1]], [(0, 2, True), (1, 2, True)]),
       ('model_over_processes', [[0, 1], [2, 3]],
        [(0, 2, True), (0, 2, False), (1, 2, True), (1, 2, False)]),
-      ('model_over_all', [[0, 1, 2, 3]], [(0, 1, True), (0, 1, False), (0, 1, False), (0, 1, False)]),
+      ('model_over_all', [[0, 1, 2]], [(0, 1, True), (0, 1, False), (0, 1, False)]),
   )
   def test_parts(self, processes, expected):
     partitioner = _with_devices(partitioning.PjitPartitioner(num_partitions=1), processes)
@@ -110,7 +110,7 @@ class DataLayoutTest(parameterized.TestCase):
 
   def test_indivisible_batches_are_refused(self):
     partitioner = _with_devices(partitioning.PjitPartitioner(num_partitions=1), [[0]] * 4)
-    with self.assertRaisesRegex(ValueError, 'Batch size 10 is not divisible.*multiple of 4, e.g. 8'):
+    with self.assertRaisesRegex(ValueError, 'Batch size 10 is not.*multiple of 4, e.g. 8'):
       partitioner.get_data_layout(10)
 
   def test_uneven_processes_are_refused(self):

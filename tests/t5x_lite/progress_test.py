@@ -49,8 +49,7 @@ class ProgressTest(absltest.TestCase):
     shown.flush()
     record = _record(self.folder)
     self.assertEqual([line['step'] for line in record], list(range(1, 51)))
-    self.assertEqual(record[3], {'step': 4, 'loss': 20.0, 'loss_per_target_token': 2.0, 'target_tokens': 10,
-                                 'examples': 4})
+    self.assertEqual(record[3], {'step': 4, 'loss': 20.0, 'target_tokens': 10, 'examples': 4})
 
   def test_a_resumed_run_leaves_neither_gap_nor_duplicate(self):
     shown, _ = _progress(self.folder)
@@ -75,7 +74,7 @@ class ProgressTest(absltest.TestCase):
     shown.flush()
     lines = stream.getvalue().splitlines()
     self.assertLen(lines, 2)
-    self.assertStartsWith(lines[0], 'step 10/20  loss/token 3.0000')
+    self.assertStartsWith(lines[0], 'step 10/20  loss 30.0000')
     for part in ('examples/s', 'target tokens/s', 'ETA 0:00:0'):
       self.assertIn(part, lines[0])
 
@@ -102,11 +101,19 @@ class ReportTest(absltest.TestCase):
     self.assertIn(folder, text)
     self.assertIn('em 12.5', text)
 
+  def test_first_evaluation_stands_beside_the_last_and_baselines_do_not_count(self):
+    rows = report.table({'a': {'em': 0.75, 'baseline_copy': 0.25}, 'b': {'em': 0.5, 'baseline_copy': 0.0}},
+                        {'a': (0, {'em': 0.0}), 'b': (0, {'em': 0.5})})
+    self.assertEqual(rows[0], ['task', 'metrics', 'score at step 0', 'score'])
+    self.assertEqual(rows[1], ['a', 'baseline_copy 0.25  em 0.75', '0', '0.75'])
+    self.assertEqual(rows[3], ['mean', 'baseline_copy 0.125', '0.25', '0.625'])
+
   def test_last_line_of_each_task_counts(self):
     folder = tempfile.mkdtemp()
     lines = '{"step": 3, "em": 1.0}\n{"step": 6, "em": 2.0, "note": "x"}\n'
     pathlib.Path(folder, 'rev-metrics.jsonl').write_text(lines)
     self.assertEqual(report.read_metrics(folder), {'rev': (6, {'em': 2.0})})
+    self.assertEqual(report.read_metrics(folder, first=True), {'rev': (3, {'em': 1.0})})
     self.assertEqual(report.read_metrics(folder + '/absent'), {})
 
   def test_text_and_histograms_are_no_numbers(self):

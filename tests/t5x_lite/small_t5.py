@@ -16,7 +16,7 @@ from t5x.examples.t5 import network
 
 
 def config(**overrides) -> network.T5Config:
-  """Returns sizes of a T5 1.1: V 384, D 32, H 4, K 8, F 64, one layer each (golden data have two)."""
+  """Returns sizes of a T5 1.1: V 384, D 32, H 4, K 8, F 64, one layer each; golden: two."""
   return network.T5Config(**{
       'vocab_size': 384, 'dtype': 'float32', 'emb_dim': 32, 'num_heads': 4, 'num_encoder_layers': 1,
       'num_decoder_layers': 1, 'head_dim': 8, 'mlp_dim': 64, 'mlp_activations': ('gelu', 'linear'),
@@ -60,7 +60,8 @@ def _initial_variables(t5_config: network.T5Config):
 def variables(t5: models.EncoderDecoderModel, params=None):
   """Returns fresh initial variables, or the given parameters with the model's axes."""
   initial, axes = _initial_variables(t5.module.config)
-  return {'params': jax.tree.map(jnp.array, initial if params is None else params), 'params_axes': axes}
+  params = jax.tree.map(jnp.array, initial if params is None else params)
+  return {'params': params, 'params_axes': axes}
 
 
 def make_trainer(t5, optimizer_def, params=None, partitioner=None, summary_dir=None, eval_names=(),

@@ -17,7 +17,8 @@ class TreesTest(absltest.TestCase):
     tree = {'a': {'b': 1, 'c': {}}, 'd': None}
     self.assertEqual(state_utils.flatten_state_dict(tree), {'a/b': 1, 'd': None})
     self.assertIn('a/c', state_utils.flatten_state_dict(tree, keep_empty_nodes=True))
-    self.assertEqual(state_utils.unflatten_state_dict({'a/b': 1, 'd': None}), {'a': {'b': 1}, 'd': None})
+    self.assertEqual(
+        state_utils.unflatten_state_dict({'a/b': 1, 'd': None}), {'a': {'b': 1}, 'd': None})
 
   def test_name_tree(self):
     self.assertEqual(
@@ -65,8 +66,9 @@ class AssignmentMapTest(parameterized.TestCase):
       state_utils.apply_assignment_map(CKPT, MODEL, [('target/b', 'target/zz')])
 
   def test_resuming_does_nothing(self):
-    self.assertEqual(
-        state_utils.apply_assignment_map(CKPT, MODEL, [('target/b', 'target/zz')], is_resuming=True), CKPT)
+    mapped = state_utils.apply_assignment_map(
+        CKPT, MODEL, [('target/b', 'target/zz')], is_resuming=True)
+    self.assertEqual(mapped, CKPT)
 
 
 class PartitionTest(absltest.TestCase):

@@ -101,7 +101,7 @@ class FlaxOptimTrainStateTest(parameterized.TestCase):
   def test_one_axis_name_for_each_dimension(self):
     variables = flax.core.unfreeze(_variables())
     variables['params_axes']['dense']['bias_axes'] = _axes('embed', 'mlp')
-    with self.assertRaisesRegex(ValueError, r'params/dense/bias has 1 dimensions \(3,\) but 2 axis names'):
+    with self.assertRaisesRegex(ValueError, r'dense/bias has 1 dimensions \(3,\) but 2 axis'):
       train_state.FlaxOptimTrainState.create(optimizers.sgd(0.1), variables)
 
   def test_factor_rules_come_from_the_axes(self):

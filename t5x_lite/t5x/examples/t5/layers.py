@@ -365,7 +365,11 @@ class Embed(nn.Module):
     )
 
   def __call__(self, inputs: Array) -> Array:
-    """Maps ids [B, L] to vectors [B, L, D] of `dtype`; ids must be integers (ValueError)."""
+    """Maps ids [B, L] to vectors [B, L, D] of `dtype`; an id of V or more gives NaN.
+
+    Raises:
+      ValueError: where the ids are not integers.
+    """
     if self.cast_input_dtype:
       inputs = inputs.astype(self.cast_input_dtype)
     if not jnp.issubdtype(inputs.dtype, jnp.integer):
