@@ -44,7 +44,8 @@ def start_once(python: str, path: str | None) -> float:
   with tempfile.TemporaryDirectory() as folder:
     report = pathlib.Path(folder, 'report.json')
     environment = {**os.environ, REPORT_VARIABLE: str(report), START_VARIABLE: repr(time.time())}
-    environment['PYTHONPATH'] = os.pathsep.join(p for p in (str(_ROOT), path, os.environ.get('PYTHONPATH') if not path else None) if p)
+    inherited = None if path else os.environ.get('PYTHONPATH')  # Two providers on one path would shadow each other.
+    environment['PYTHONPATH'] = os.pathsep.join(filter(None, (str(_ROOT), path, inherited)))
     command = [python, '-m', 't5x.train', '--gin_file=benchmarks/startup.gin', f"--gin.MODEL_DIR='{folder}/run'"]
     done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode or not report.exists():

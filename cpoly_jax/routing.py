@@ -9,7 +9,8 @@ rng collection `routing`, needed in training only.
 
 from __future__ import annotations
 
-from typing import Protocol, Sequence
+from typing import Protocol
+from collections.abc import Sequence
 
 from flax import linen as nn
 from flax.linen import partitioning as nn_partitioning

@@ -10,7 +10,8 @@ weight 1 and differ otherwise.
 
 from __future__ import annotations
 
-from typing import Protocol, Sequence
+from typing import Protocol
+from collections.abc import Sequence
 
 from flax import linen as nn
 from flax import struct

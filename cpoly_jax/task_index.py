@@ -13,7 +13,8 @@ import difflib
 import functools
 import json
 import os
-from typing import Any, Mapping, Sequence
+from typing import Any
+from collections.abc import Mapping, Sequence
 import zlib
 
 import numpy as np
@@ -80,7 +81,7 @@ class TaskIndex:
           f'{len(missing)} of {len(names)} tasks have no routing row: {_shorten(missing)}; '
           f'the run routes {len(self)} tasks: {_shorten(self.names)}')
 
-  def check_same(self, other: 'TaskIndex', where: str) -> None:
+  def check_same(self, other: TaskIndex, where: str) -> None:
     """Raises ValueError, listing the difference, unless `other` (read from `where`) is equal."""
     if self.names == other.names:
       return
@@ -102,7 +103,7 @@ class TaskIndex:
     return {'tasks': list(self.names)}
 
   @classmethod
-  def from_json(cls, data: Mapping[str, Any]) -> 'TaskIndex':
+  def from_json(cls, data: Mapping[str, Any]) -> TaskIndex:
     """Inverse of `to_json`; raises ValueError on anything else."""
     names = data.get('tasks') if isinstance(data, Mapping) else None
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
@@ -119,7 +120,7 @@ class TaskIndex:
     temporary.replace(path / FILE_NAME)
 
   @classmethod
-  def load(cls, folder: str) -> 'TaskIndex | None':
+  def load(cls, folder: str) -> TaskIndex | None:
     """Reads `task_index.json` from `folder`; None if there is none."""
     from etils import epath
     path = epath.Path(os.fspath(folder)) / FILE_NAME

@@ -20,7 +20,7 @@ find_python() {
 }
 
 # Installs the project into $VENV unless this very set of requirements is there already.
-# $1: an extra constraint of what to install, '' for none.
+
 ensure_environment() {
   local python stamp wanted
   python="$(find_python)"

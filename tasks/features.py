@@ -12,7 +12,7 @@ Besides `inputs` and `targets` each example has `task_id` [1] int32, the key of 
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import seqio
 import tensorflow as tf

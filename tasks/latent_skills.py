@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import random
-from typing import Any, Mapping, Sequence
+from typing import Any
+from collections.abc import Mapping, Sequence
 
 import seqio
 import tensorflow as tf

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import hashlib
 import random
-from typing import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 

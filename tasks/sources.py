@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import abc
 import os
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 import numpy as np

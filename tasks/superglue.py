@@ -13,7 +13,8 @@ query and all pairs. Test labels of the benchmark are hidden: evaluate on `valid
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any
+from collections.abc import Sequence
 
 import seqio
 

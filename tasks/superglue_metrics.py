@@ -10,7 +10,8 @@ from __future__ import annotations
 import collections
 import re
 import string
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 

@@ -30,7 +30,8 @@ import collections
 import functools
 import hashlib
 import re
-from typing import Any, Mapping, Sequence
+from typing import Any
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 import seqio
@@ -179,7 +180,7 @@ def task_list(path: epath.PathLike) -> list[str]:
 
 def _draw(instance: str, seed: int, number: int) -> int:
   """A number below `number` that depends on the instance and the seed alone, on any machine."""
-  digest = hashlib.sha256(f'{seed}:{instance}'.encode('utf-8')).digest()
+  digest = hashlib.sha256(f'{seed}:{instance}'.encode()).digest()
   return int.from_bytes(digest[:8], 'big') % number
 
 

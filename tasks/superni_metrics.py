@@ -10,7 +10,8 @@ from __future__ import annotations
 import collections
 import functools
 import string
-from typing import Any, Mapping, Sequence
+from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import string
-from typing import Any, Mapping, Sequence
+from typing import Any
+from collections.abc import Mapping, Sequence
 
 import gin
 import seqio

@@ -9,7 +9,8 @@ values of the encoder are kept during decoding.
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 from flax import linen as nn
 from flax import struct

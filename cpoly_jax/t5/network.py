@@ -9,7 +9,8 @@ argument more: `task_ids` [B], the routing rows.
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any
+from collections.abc import Sequence
 
 from flax import linen as nn
 from flax import struct

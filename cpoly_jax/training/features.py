@@ -7,7 +7,7 @@ row of the routing. The model's batch has one feature more than T5X's encoder-de
 from __future__ import annotations
 
 import functools
-from typing import Callable, Mapping
+from collections.abc import Callable, Mapping
 
 import seqio
 import tensorflow as tf

@@ -8,7 +8,8 @@ beam while decoding, and the rng of the routing noise while training.
 from __future__ import annotations
 
 import copy
-from typing import Any, Mapping
+from typing import Any
+from collections.abc import Mapping
 
 from flax import linen as nn
 import jax
@@ -66,7 +67,7 @@ class CPolyModel(models.EncoderDecoderModel):
       raise ValueError(f'{len(task_index)} tasks do not fit {num_tasks} routing rows: raise NUM_TASKS to {len(task_index)}')
     self.task_index = task_index
 
-  def _bound(self, batch: Mapping[str, jax.Array]) -> 'CPolyModel':
+  def _bound(self, batch: Mapping[str, jax.Array]) -> CPolyModel:
     """A copy whose module knows the tasks of `batch`."""
     if TASK_ID not in batch:
       raise ValueError(f'the batch has no {TASK_ID!r} [B, 1]: read it through this model\'s FEATURE_CONVERTER_CLS')

@@ -8,7 +8,8 @@ step, as optax keeps that count in its own state, so the step of the base's chec
 from __future__ import annotations
 
 import re
-from typing import Any, Callable
+from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -6,7 +6,7 @@ their input and output axes follow the projection's kernel, so a sharded kernel 
 
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from t5x import partitioning
 
@@ -20,7 +20,8 @@ def logical_axis_rules(activation_partitioning_dims: int = 1, parameter_partitio
   Args:
     activation_partitioning_dims: as of `t5x.partitioning.standard_logical_axis_rules`.
     parameter_partitioning_dims: the same; 2 shards the base over the data axis, too.
-    additional_rules: (logical axis, mesh axis or None) pairs that replace those of skills or add to all, e.g. (('skill', 'model'),).
+    additional_rules: (logical axis, mesh axis or None) pairs that replace those of skills or add to all,
+      e.g. (('skill', 'model'),).
 
   Returns:
     Rules for `PjitPartitioner.logical_axis_rules`.

@@ -92,7 +92,8 @@ class AdaptedTest(parameterized.TestCase):
     _, variables = _adapted(targets='.*/(attention|self_attention)/query')
     flat = flax.traverse_util.flatten_dict(variables['params'], sep='/')
     added = sorted(name for name in flat if 'skills' in name or 'routing' in name)
-    self.assertEqual(added, [f'{stack}/query/{leaf}' for stack in ('decoder/layers_0/self_attention', 'encoder/layers_0/attention')
+    blocks = ('decoder/layers_0/self_attention', 'encoder/layers_0/attention')
+    self.assertEqual(added, [f'{block}/query/{leaf}' for block in blocks
                              for leaf in ('routing/common', 'routing/specific', 'skills/down', 'skills/up')])
     axes = flax.traverse_util.flatten_dict(variables['params_axes'], sep='/')
     self.assertEqual(axes['encoder/layers_0/attention/query/skills/up_axes'].names, ('skill', 'rank', 'joined_kv'))
@@ -149,7 +150,8 @@ class DecodingTest(parameterized.TestCase):
     inputs, shifted, targets = _batch()
     targets = np.where(targets, targets, 5)  # Padding is masked in the whole pass only.
     shifted = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    call = lambda *args, variables=None, **kwargs: net.apply({'params': params, **(variables or {})}, *args, task_ids=TASKS, **kwargs)
+    call = lambda *args, variables=None, **kwargs: net.apply(
+        {'params': params, **(variables or {})}, *args, task_ids=TASKS, **kwargs)
     whole = call(inputs, shifted, targets, enable_dropout=False)
     encoded = call(inputs, enable_dropout=False, method=net.encode)
     _, cache = call(encoded, inputs, shifted, targets, enable_dropout=False, decode=True, method=net.decode, mutable=['cache'])
