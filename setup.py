@@ -25,6 +25,7 @@ setuptools.setup(
         'etils[epath]>=1.9',
         'flax>=0.12,<0.13',
         'gin-config>=0.5,<0.6',
+        'importlib-resources>=6',  # Of TensorFlow Datasets, which does not ask for it.
         'jax>=0.10,<0.11',
         'numpy>=2.0',
         'optax>=0.2.5,<0.3',

@@ -50,9 +50,13 @@ class Adapter:
   def check_matches(self, paths: Sequence[str]) -> None:
     """Raises ValueError, with examples of paths, if no projection is a target."""
     if not any(map(self.is_target, paths)):
-      kinds = sorted({re.sub(r'layers_\d+', 'layers_0', p) for p in paths})
-      raise ValueError(f'Adapter.targets = {self.targets!r} matches no projection; '
-                       f'projections are named like {", ".join(kinds)}')
+      kinds: dict[str, set[str]] = {}
+      for path in paths:
+        block, _, name = re.sub(r'layers_\d+', 'layers_0', path).rpartition('/')
+        kinds.setdefault(block, set()).add(name)
+      known = ', '.join(f'{block}/({"|".join(sorted(names))})' for block, names in sorted(kinds.items()))
+      raise ValueError(f'Adapter.targets = {self.targets!r} matches no projection: set ADAPTER_TARGETS to a regular expression '
+                       f'that matches some of {known}')
 
   def delta(self, x: jax.Array, task_ids: jax.Array, *, features: int, axes: tuple[str, str],
             deterministic: bool) -> jax.Array:

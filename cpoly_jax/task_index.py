@@ -96,7 +96,7 @@ class TaskIndex:
       parts.append('the same tasks in another order')
     raise ValueError(
         f'{where} was trained with another TaskIndex ({len(other)} tasks, this run has {len(self)}): '
-        f'{"; ".join(parts)}. Use another MODEL_DIR, or the mixture it was trained with')
+        f'{"; ".join(parts)}. Use another MODEL_DIR, or the mixture it was trained with (ROUTED_MIXTURE)')
 
   def to_json(self) -> dict[str, Any]:
     """Returns the JSON form, `{"tasks": [...]}`."""

@@ -31,6 +31,7 @@ setuptools.setup(
         'optax>=0.2.4',
         'orbax-checkpoint>=0.12,<0.13',
         'seqio>=0.0.20,<0.1',
+        'tensorboard>=2.16',
         'tensorflow>=2.16',
         'tensorstore>=0.1.64',
         'tqdm>=4.60',

@@ -58,13 +58,18 @@ class CPolyModel(models.EncoderDecoderModel):
     **kwargs: as of `t5x.models.EncoderDecoderModel`; its module must take `task_ids`.
 
   Raises:
-    ValueError: more tasks than rows.
+    ValueError: more tasks than rows, or more pieces in a vocabulary than rows in the embedding.
   """
 
   def __init__(self, *args, task_index: TaskIndex, num_tasks: int | None = None, **kwargs):
     super().__init__(*args, feature_converter_cls=converter_for(task_index), **kwargs)
     if num_tasks is not None and len(task_index) > num_tasks:
       raise ValueError(f'{len(task_index)} tasks do not fit {num_tasks} routing rows: raise NUM_TASKS to {len(task_index)}')
+    embedded = getattr(getattr(self.module, 'config', None), 'vocab_size', None)
+    for kind, vocabulary in (('input', self.input_vocabulary), ('output', self.output_vocabulary)):
+      if embedded is not None and vocabulary is not None and vocabulary.vocab_size > embedded:
+        raise ValueError(f'the {kind} vocabulary has {vocabulary.vocab_size} pieces but the embedding {embedded} rows: raise '
+                         f'VOCABULARY_SIZE to {vocabulary.vocab_size} or more, or set another VOCABULARY_PATH')
     self.task_index = task_index
 
   def _bound(self, batch: Mapping[str, jax.Array]) -> CPolyModel:

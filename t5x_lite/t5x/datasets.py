@@ -138,10 +138,10 @@ def tasks_with_split(cfg: DatasetConfig, warn: bool = True) -> list[seqio.Task]:
 
 
 def _num_examples(task: seqio.Task, split: str) -> int | None:
-  """Number of examples that the task itself states, None where it does not know."""
+  """Number of examples that the task itself states, None where it does not know; faults of its files are raised."""
   try:
     return task.num_input_examples(split)
-  except (KeyError, ValueError, TypeError, NotImplementedError):
+  except (KeyError, TypeError, NotImplementedError):
     return None
 
 
@@ -158,6 +158,13 @@ def with_seed(cfg: DatasetConfig, seed: int) -> DatasetConfig:
   copied = DatasetConfig.__new__(DatasetConfig)
   copied.__dict__.update(cfg.__dict__, seed=seed)
   return copied
+
+
+def check_feature_lengths(cfg: DatasetConfig) -> None:
+  """Raises ValueError where no lengths are given: batches of training and inference have one shape."""
+  if not cfg.task_feature_lengths:
+    raise ValueError("TASK_FEATURE_LENGTHS is not set: give the length of each feature, e.g. "
+                     "{'inputs': 512, 'targets': 128}.")
 
 
 def _shard_batch_size(cfg: DatasetConfig, num_shards: int) -> int:
@@ -200,6 +207,7 @@ def get_dataset(cfg: DatasetConfig, shard_id: int, num_shards: int, feature_conv
     raise ValueError('continue_from_last_checkpoint is not offered by get_dataset: a resumed run skips the batches '
                      'that it has used by itself.')
   batch_size = _shard_batch_size(cfg, num_shards)
+  check_feature_lengths(cfg)
   mixture_or_task = get_mixture_or_task(cfg)
   seed = cfg.seed
   if seed is None:
@@ -240,6 +248,7 @@ def get_training_eval_datasets(cfg: DatasetConfig, shard_id: int, num_shards: in
   del deterministic, model_dir, start_step
   import seqio
   batch_size = _shard_batch_size(cfg, num_shards)
+  check_feature_lengths(cfg)
   mixture_or_task = get_mixture_or_task(cfg)
   sources = list(tasks_with_split(cfg))
   if isinstance(mixture_or_task, seqio.Mixture):

@@ -46,6 +46,11 @@ _ARGUMENT_UNKNOWN = re.compile(
   r"(?:.*\.)?(?!__)(\w+?)(\.__\w+__)?\(\) got an unexpected keyword argument '(\w+)'"
 )
 _OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'
+# TensorFlow only reads data here, so its errors tell of data, unless they carry a fault of a Python function.
+_TF_NODE = re.compile(r'\{\{[^}]*\}\}\s*')
+_PYTHON_FAULT = re.compile(
+  r'(Type|Attribute|Name|Assertion|Runtime|NotImplemented|ZeroDivision)Error: '
+)
 
 
 def gin_location(text: str) -> str:
@@ -89,8 +94,18 @@ def _wrong_arguments(exc: BaseException) -> str | None:
   )
 
 
+def _tensorflow_message(exc: BaseException) -> str | None:
+  """Returns the text of an error of TensorFlow's runtime without names of nodes, None for others."""
+  bases = type(exc).__mro__
+  if not any(c.__name__ == 'OpError' and c.__module__.startswith('tensorflow.') for c in bases):
+    return None
+  return _TF_NODE.sub('', str(getattr(exc, 'message', exc))).split(' [Op:')[0].strip()
+
+
 def is_user_error(exc: BaseException) -> bool:
   """Whether `exc` means that the input has to change, not the program."""
+  if (message := _tensorflow_message(exc)) is not None:
+    return not _PYTHON_FAULT.match(message)
   if isinstance(exc, USER_ERRORS) or _wrong_arguments(exc) is not None:
     return True
   return isinstance(exc, RuntimeError) and _OUT_OF_MEMORY in str(exc)
@@ -111,6 +126,8 @@ def report(exc: BaseException) -> str:
   if isinstance(exc, SyntaxError):
     where = f' ({exc.filename or "gin binding"}, line {exc.lineno})' if exc.lineno else ''
     return f'{_first_line(str(exc.msg))}{where}'
+  if (message := _tensorflow_message(exc)) is not None:
+    return f'TensorFlow could not read or write data: {_first_line(message) or type(exc).__name__}'
   text = str(exc)
   if isinstance(exc, KeyError) and len(exc.args) == 1:
     text = str(exc.args[0])  # str(KeyError) would quote it, line breaks included

@@ -171,8 +171,10 @@ def evaluate(*, model: Any, dataset_cfg: utils.DatasetConfig, restore_checkpoint
     FileNotFoundError: where the checkpoint is absent.
   """
   start = time.monotonic()
+  if hasattr(model, 'check_mixture'):
+    model.check_mixture(datasets.get_mixture_or_task(dataset_cfg))
   if jax.process_index() == 0:
-    files.make_dirs(output_dir)
+    files.check_writable(output_dir, 'EVAL_OUTPUT_DIR')
     summarize_config_fn(output_dir, None, 0)
   restore_checkpoint_cfg.strict = False
   if fallback_init_rng is not None:

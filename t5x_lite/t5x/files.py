@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 
 from etils import epath
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+  """Context in which the error of a full disk, which names no file, becomes one that does."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno not in _FULL:
+      raise
+    raise OSError(f'Could not write {os.fspath(path)}: {e.strerror}; checkpoints there are intact. Free space, or set '
+                  'MODEL_DIR to another folder, then start the same command again.') from e
 
 
 def is_remote(path: str) -> bool:
@@ -17,6 +34,25 @@ def make_dirs(path: str) -> None:
   epath.Path(path).mkdir(parents=True, exist_ok=True)
 
 
+def check_writable(path: str, setting: str) -> None:
+  """Creates a folder and tries to write into it, so that a run does not fail when it first saves.
+
+  Args:
+    path: the folder.
+    setting: what names it in the configuration, for the message.
+
+  Raises:
+    ValueError: one line, where it cannot be written.
+  """
+  probe = os.path.join(path, '.write_test')
+  try:
+    make_dirs(path)
+    write_text(probe, '')
+    remove(probe)
+  except OSError as e:
+    raise ValueError(f'{setting} {path} cannot be written ({e.strerror or e}): choose another folder.') from e
+
+
 def write_text(path: str, text: str) -> None:
   """Replaces a file: a reader sees the old text or the new one, never a part."""
   target = epath.Path(path)
@@ -25,7 +61,13 @@ def write_text(path: str, text: str) -> None:
     target.write_text(text)
     return
   temporary = epath.Path(f'{os.fspath(path)}.tmp')
-  temporary.write_text(text)
+  try:
+    with _naming(path):
+      temporary.write_text(text)
+  except OSError:
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+    raise
   temporary.replace(target)
 
 
@@ -48,7 +90,7 @@ def append_lines(path: str, lines: list[str]) -> None:
     write_text(path, ''.join(read_lines(path) + lines))
     return
   make_dirs(os.path.dirname(path))
-  with open(path, 'a', encoding='utf-8') as f:
+  with _naming(path), open(path, 'a', encoding='utf-8') as f:
     f.writelines(lines)
     f.flush()
     os.fsync(f.fileno())

@@ -244,16 +244,17 @@ def infer(*, mode: str, model: Any, dataset_cfg: utils.DatasetConfig,
   """
   del checkpoint_ds_iter
   _check_mode(mode)
-  if not dataset_cfg.task_feature_lengths:
-    raise ValueError("Inference needs TASK_FEATURE_LENGTHS, e.g. {'inputs': 512, 'targets': 128}.")
+  datasets.check_feature_lengths(dataset_cfg)
   if not 0 <= shard_id < num_shards:
     raise ValueError(f'shard_id={shard_id} must be one of 0 to {num_shards - 1} (infer.num_shards={num_shards}).')
   tasks = datasets.tasks_with_split(dataset_cfg)
   if verify_matching_vocabs_fn is not None:
     verify_matching_vocabs_fn(dataset_cfg, model)
+  if hasattr(model, 'check_mixture'):
+    model.check_mixture(datasets.get_mixture_or_task(dataset_cfg))
   partitioner.get_data_layout(dataset_cfg.batch_size)
   if jax.process_index() == 0:
-    files.make_dirs(output_dir)
+    files.check_writable(output_dir, 'INFER_OUTPUT_DIR')
     summarize_config_fn(output_dir, None, 0)
   restore_checkpoint_cfg.strict = False
   if fallback_init_rng is not None:

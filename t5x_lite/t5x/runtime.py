@@ -5,13 +5,18 @@ Nothing here knows a model. The three entry points call `prepare` before anythin
 
 from __future__ import annotations
 
+import contextlib
+import importlib.abc
+import importlib.util
 import os
 import pathlib
+import re
 import signal
 import sys
+import tempfile
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from absl import flags
@@ -21,6 +26,10 @@ from absl import logging
 CACHE_VARIABLE = 'T5X_COMPILATION_CACHE'
 # Libraries that report at INFO, or through Python's logging, what no user asked for.
 _CHATTY = ('jax', 'orbax', 'tensorflow', 'h5py', 'fsspec', 'etils')
+# What TensorFlow's libraries write while they are loaded, whatever the log level: the machine has no GPU for it.
+_CHATTER = re.compile(rb'before absl::InitializeLog\(\)|cudart_stub\.cc|cuda_platform\.cc.*cuInit')
+# The tasks of this project are made of rows in memory, which are shuffled as a whole.
+_UNCACHED = 'Using an uncached FunctionDataset for training is not recommended'
 
 
 def quiet_environment() -> None:
@@ -28,6 +37,52 @@ def quiet_environment() -> None:
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   # TensorFlow only reads data here: its faster kernels change nothing but announce themselves.
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+  if 'tensorflow' not in sys.modules:
+    sys.meta_path.insert(0, _QuietTensorFlow())
+
+
+class _QuietTensorFlow(importlib.abc.MetaPathFinder):
+  """Import hook: leaves TensorFlow's chatter out, when and if something imports it. Works once."""
+
+  def find_spec(self, fullname, path=None, target=None):
+    """Returns the ordinary spec of `tensorflow`, its loader wrapped; None for all other modules."""
+    del path, target
+    if fullname != 'tensorflow':
+      return None
+    sys.meta_path.remove(self)
+    spec = importlib.util.find_spec(fullname)
+    if spec is not None and spec.loader is not None:
+      load = spec.loader.exec_module
+
+      def exec_module(module):
+        with _without_chatter():
+          load(module)
+
+      spec.loader.exec_module = exec_module
+    return spec
+
+
+@contextlib.contextmanager
+def _without_chatter() -> Iterator[None]:
+  """Holds back what C++ and Python write to stderr, then writes all of it but the lines of `_CHATTER`."""
+  try:
+    real = os.dup(2)
+  except OSError:  # The process was started without a stderr.
+    yield
+    return
+  with tempfile.TemporaryFile() as held:
+    sys.stderr.flush()
+    os.dup2(held.fileno(), 2)
+    try:
+      yield
+    finally:
+      sys.stderr.flush()
+      os.dup2(real, 2)
+      os.close(real)
+      held.seek(0)
+      for line in held:
+        if not _CHATTER.search(line):
+          os.write(2, line)
 
 
 def quiet_logging() -> None:
@@ -38,6 +93,23 @@ def quiet_logging() -> None:
     logging.set_verbosity(logging.WARNING)
     for name in _CHATTY:
       std_logging.getLogger(name).setLevel(std_logging.WARNING)
+    logging.get_absl_handler().addFilter(_is_news)
+    if not os.environ.get('T5X_TRACEBACK', '').strip('0'):
+      threading.excepthook = _report_thread
+
+
+def _is_news(record) -> bool:
+  """Log filter: False for SeqIO's advice, and for tracebacks of a failed save, which whoever waits reports."""
+  if str(record.msg).startswith(_UNCACHED):
+    return False
+  from_save = 'orbax' in record.pathname or record.name in ('concurrent.futures', 'asyncio')
+  return not (from_save and record.exc_info and not os.environ.get('T5X_TRACEBACK', '').strip('0'))
+
+
+def _report_thread(args: threading.ExceptHookArgs) -> None:
+  """Prints what a thread dies of, but for those of Orbax, which hand it to whoever waits for the save."""
+  if not type(args.thread).__module__.startswith('orbax.'):
+    threading.__excepthook__(args)
 
 
 def compilation_cache_dir() -> str:

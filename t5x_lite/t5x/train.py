@@ -51,14 +51,11 @@ def _check_data(model: Any, model_dir: str, partitioner: Any, cfgs: Mapping[str,
   Raises:
     ValueError: one line that says what to write instead.
   """
-  try:
-    files.make_dirs(model_dir)
-    files.write_text(os.path.join(model_dir, '.write_test'), '')
-    files.remove(os.path.join(model_dir, '.write_test'))
-  except OSError as e:
-    raise ValueError(f'MODEL_DIR {model_dir} cannot be written ({e.strerror or e}): choose another folder.') from e
+  files.check_writable(model_dir, 'MODEL_DIR')
   for name, cfg in cfgs.items():
     partitioner.get_data_layout(cfg.batch_size)
+    if name != 'infer_eval':  # SeqIO's evaluator measures the longest example.
+      datasets.check_feature_lengths(cfg)
     mixture_or_task = datasets.get_mixture_or_task(cfg)
     datasets.tasks_with_split(cfg, warn=name == 'train')  # The evaluations warn themselves.
     if verify_matching_vocabs_fn is not None:

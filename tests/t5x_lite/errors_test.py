@@ -162,5 +162,40 @@ class RunReportingTest(parameterized.TestCase):
     self.assertEqual(self._run(leave), (5, ''))
 
 
+class DataErrorTest(absltest.TestCase):
+  """Errors of tf.data, which reads in threads of its own."""
+
+  def _error(self, error):
+    import tensorflow as tf
+
+    def examples():
+      yield 1
+      raise error
+
+    dataset = tf.data.Dataset.from_generator(
+      examples, output_signature=tf.TensorSpec((), tf.int32)
+    ).prefetch(1)
+    return _raised(lambda: list(dataset.as_numpy_iterator()))
+
+  def test_wrong_data_is_one_line(self):
+    error = self._error(ValueError('train.jsonl:2: not valid JSON'))
+    self.assertTrue(errors.is_user_error(error))
+    self.assertEqual(
+      errors.report(error),
+      'TensorFlow could not read or write data: ValueError: train.jsonl:2: not valid JSON',
+    )
+
+  def test_a_fault_in_a_function_stays_an_exception(self):
+    self.assertFalse(errors.is_user_error(self._error(TypeError('x'))))
+
+  def test_through_gin(self):
+    def read():
+      raise self._error(ValueError('bad'))
+
+    error = _raised(gin.external_configurable(read, 'read_data'))
+    self.assertTrue(errors.is_user_error(error))
+    self.assertEndsWith(errors.report(error), 'read or write data: ValueError: bad')
+
+
 if __name__ == '__main__':
   absltest.main()

@@ -25,7 +25,7 @@ class TaskFeatureConverterTest(absltest.TestCase):
     self.assertEqual([example['task_id'].tolist() for example in examples], [[2], [0]])
     self.assertEqual(examples[0]['task_id'].dtype, np.int32)
     np.testing.assert_array_equal(examples[0]['encoder_input_tokens'], [7, 8, 1, 0, 0])
-    np.testing.assert_array_equal(examples[0]['decoder_input_tokens'], [0, 9, 0, 0])
+    np.testing.assert_array_equal(examples[0]['decoder_input_tokens'], [0, 9, 1, 0])
     self.assertEqual(converter.get_model_feature_lengths({**LENGTHS, 'task_id': 1})['task_id'], 1)
 
   def test_unknown_task_fails(self):

@@ -51,6 +51,10 @@ def _row(row):
 
 class MixedTasksTest(parameterized.TestCase):
 
+  def setUp(self):
+    super().setUp()
+    _params()  # Made here, as the first use may be inside of a jitted function.
+
   @parameterized.named_parameters(
       ('greedy', decoding.temperature_sample, {}),
       ('beam', decoding.beam_search, dict(num_decodes=3, return_all_decodes=True)))
