@@ -178,6 +178,8 @@ class BasePartitioner(abc.ABC):
     self._mesh_args = (
         num_partitions, model_parallel_submesh, backend, ici_mesh_shape, dcn_mesh_shape)
     self._mesh: Mesh | None = None
+    if not params_on_devices:
+      raise ValueError('params_on_devices=False is not offered: parameters are always on the devices')
     self.params_on_devices = params_on_devices
 
   @property
@@ -342,7 +344,7 @@ class PjitPartitioner(BasePjitPartitioner):
     Args:
       num_partitions: number of devices over which one copy of the model is split.
       model_parallel_submesh: the same as chips along each dimension.
-      params_on_devices: accepted for T5X's interface; parameters are always on the devices.
+      params_on_devices: must be True; here for T5X's interface.
       backend: e.g. 'cpu'; None is jax's default.
       ici_mesh_shape: (data, model) within a slice, in place of `num_partitions`.
       dcn_mesh_shape: (data, model) across slices.
