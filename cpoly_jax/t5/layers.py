@@ -85,7 +85,8 @@ class Embed(nn.Module):
 
   def __call__(self, tokens: jax.Array) -> jax.Array:
     """Returns [B, L, D] for tokens [B, L]."""
-    return jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+    # T5X initializes with float tokens where it is not told their dtype.
+    return jnp.take(self.embedding, tokens.astype(jnp.int32), axis=0).astype(self.dtype)
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Returns tied logits [B, L, V] float32 for x [B, L, D]."""
