@@ -32,7 +32,12 @@ class MetricsManager:
   """
 
   def __init__(self, name: str, summary_dir: str | None = None):
-    """Args: name: subfolder of `summary_dir`; summary_dir: where to write, None for nowhere."""
+    """Creates the manager.
+
+    Args:
+      name: subfolder of `summary_dir`.
+      summary_dir: where to write, None for nowhere.
+    """
     self._name, self._summary_dir = name, summary_dir
     self._writer = None
     self._pool = futures.ThreadPoolExecutor(1, thread_name_prefix=f'metrics {name}')
