@@ -96,6 +96,7 @@ def quiet_logging() -> None:
     logging.get_absl_handler().addFilter(_is_news)
     if not os.environ.get('T5X_TRACEBACK', '').strip('0'):
       threading.excepthook = _report_thread
+      sys.unraisablehook = _report_unraisable
 
 
 def _is_news(record) -> bool:
@@ -110,6 +111,12 @@ def _report_thread(args: threading.ExceptHookArgs) -> None:
   """Prints what a thread dies of, but for those of Orbax, which hand it to whoever waits for the save."""
   if not type(args.thread).__module__.startswith('orbax.'):
     threading.__excepthook__(args)
+
+
+def _report_unraisable(args: sys.UnraisableHookArgs) -> None:
+  """Prints what a callback dies of, but for writes of tensorstore that end after the save they belong to has failed."""
+  if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == 'Event loop is closed'):
+    sys.__unraisablehook__(args)
 
 
 def compilation_cache_dir() -> str:
