@@ -134,8 +134,14 @@ class ResumeTest(parameterized.TestCase):
 
 class ShardedTest(parameterized.TestCase):
 
-  @parameterized.named_parameters(('data_8', 1), ('data_2_model_4', 4))
-  def test_eight_devices_equal_one(self, num_partitions):
+  def test_eight_devices_equal_one(self):
+    self._equals_one_device(num_partitions=4)
+
+  @pytest.mark.slow
+  def test_data_parallel_equals_one(self):
+    self._equals_one_device(num_partitions=1)
+
+  def _equals_one_device(self, num_partitions):
     folder = tempfile.mkdtemp()
     _train(folder, f'--gin.NUM_PARTITIONS={num_partitions}', devices=8)
     np.testing.assert_allclose([loss for _, loss in _losses(folder)], [loss for _, loss in _losses(_whole_run()[0])],

@@ -70,6 +70,17 @@ def _python_beam_search(log_probs, n, alpha, length, prompt=()):
   return (finished or live)[::-1]
 
 
+def _jitted(decode):
+  """The decoding function as one program; all but the inputs is constant in it."""
+  def run(inputs, *args, **kwargs):
+    return jax.jit(lambda x: decode(x, *args, **kwargs))(inputs)
+  return run
+
+
+_beam_search = _jitted(decoding.beam_search)
+_temperature_sample = _jitted(decoding.temperature_sample)
+
+
 class HelpersTest(parameterized.TestCase):
 
   @parameterized.parameters(0, 1)
@@ -101,7 +112,7 @@ class SampleTest(parameterized.TestCase):
   def test_greedy_follows_the_chain_to_eos(self):
     table = np.full((5, 5), -5.0, np.float32)
     table[0, 3] = table[3, 2] = table[2, _EOS] = table[4, 4] = 5.0
-    decodes, scores = decoding.temperature_sample(
+    decodes, scores = _temperature_sample(
         _inputs((), (4,)), {}, _markov(table), _EOS, rescale_log_probs=False)
     np.testing.assert_array_equal(
         decodes, [[[3, 2, 1, 0, 0, 0, 0, 0]], [[4, 4, 4, 4, 4, 4, 4, 4]]])
@@ -112,7 +123,7 @@ class SampleTest(parameterized.TestCase):
 
   def test_greedy_scores_zero_when_rescaled(self):
     for kwargs in ({'topk': 1}, {'topk': 0, 'temperature': 0.0}, {'topk': 4, 'temperature': 0.0}):
-      decodes, scores = decoding.temperature_sample(
+      decodes, scores = _temperature_sample(
           _inputs(()), {}, _markov(_chain(6)), _NO_EOS, **kwargs)
       self.assertEqual(float(scores[0, 0]), 0.0)
       self.assertEqual(int(decodes[0, 0, 0]), int(_chain(6)[0].argmax()))
@@ -131,7 +142,7 @@ class SampleTest(parameterized.TestCase):
     logits = np.log([0.02, 0.3, 0.08, 0.35, 0.25]).astype(np.float32)
     table = np.tile(logits, (5, 1))
     n = 3000
-    decodes, scores = decoding.temperature_sample(
+    decodes, scores = _temperature_sample(
         _inputs((), length=1), {}, _markov(table), _NO_EOS, num_decodes=n,
         decode_rng=jax.random.PRNGKey(1), topk=topk, topp=topp, temperature=temperature)
     decodes, scores = np.asarray(decodes)[0, :, 0], np.asarray(scores)[0]
@@ -154,7 +165,7 @@ class SampleTest(parameterized.TestCase):
 
   def test_plain_scores_ignore_the_restriction(self):
     table = _chain(6)
-    decodes, scores = decoding.temperature_sample(
+    decodes, scores = _temperature_sample(
         _inputs(()), {}, _markov(table), _NO_EOS, num_decodes=5, topk=3, temperature=0.7,
         rescale_log_probs=False, decode_rng=jax.random.PRNGKey(2))
     for tokens, score in zip(np.asarray(decodes)[0], np.asarray(scores)[0]):
@@ -171,14 +182,14 @@ class SampleTest(parameterized.TestCase):
     sample = jax.jit(lambda t: decoding.temperature_sample(
         _inputs(()), {}, _markov(_chain(6)), _NO_EOS, topk=0, temperature=t,
         rescale_log_probs=False)[0])
-    greedy, _ = decoding.temperature_sample(_inputs(()), {}, _markov(_chain(6)), _NO_EOS)
+    greedy, _ = _temperature_sample(_inputs(()), {}, _markov(_chain(6)), _NO_EOS)
     np.testing.assert_array_equal(sample(0.0), greedy)
 
   def test_temperature_per_example(self):
-    decodes, scores = decoding.temperature_sample(
+    decodes, scores = _temperature_sample(
         _inputs((), ()), {}, _markov(_chain(6)), _NO_EOS, topk=0, num_decodes=20,
         temperature=jnp.array([0.0, 5.0]), rescale_log_probs=False)
-    greedy, _ = decoding.temperature_sample(_inputs(()), {}, _markov(_chain(6)), _NO_EOS)
+    greedy, _ = _temperature_sample(_inputs(()), {}, _markov(_chain(6)), _NO_EOS)
     np.testing.assert_array_equal(decodes[0], np.repeat(np.asarray(greedy)[0], 20, axis=0))
     self.assertGreater(len(np.unique(np.asarray(decodes)[1], axis=0)), 10)
     self.assertEqual(len(np.unique(np.asarray(scores)[0])), 1)
@@ -187,7 +198,7 @@ class SampleTest(parameterized.TestCase):
     table = _chain(6, seed=3)
     log_probs = _log_probs(table)
     prompts = ((5, 1, 3), (4,), ())  # an EOS inside a prompt does not end it
-    decodes, scores = decoding.temperature_sample(
+    decodes, scores = _temperature_sample(
         _inputs(*prompts), {}, _markov(table), _NO_EOS, rescale_log_probs=False)
     for prompt, tokens, score in zip(prompts, np.asarray(decodes)[:, 0], np.asarray(scores)[:, 0]):
       expected = list(prompt)
@@ -201,7 +212,7 @@ class SampleTest(parameterized.TestCase):
   def test_max_decode_steps_counts_after_the_prompt(self, steps):
     inputs = _inputs((5, 4, 3), (4,))
     run = functools.partial(
-        decoding.temperature_sample, inputs, {}, _markov(_chain(6)), _NO_EOS)
+        _temperature_sample, inputs, {}, _markov(_chain(6)), _NO_EOS)
     full, _ = run()
     expected = np.array(full)
     expected[0, 0, 3 + steps:] = 0
@@ -222,7 +233,7 @@ class SampleTest(parameterized.TestCase):
       jax.debug.callback(lambda _: steps(), state.cur_index)
       return _markov(table)(state)
 
-    decoding.temperature_sample(_inputs((), (3,), length=50), {}, tokens_to_logits, _EOS)
+    _temperature_sample(_inputs((), (3,), length=50), {}, tokens_to_logits, _EOS)
     jax.effects_barrier()
     self.assertEqual(steps.call_count, 2)
 
@@ -233,7 +244,7 @@ class SampleTest(parameterized.TestCase):
     def end_after_three(state):
       return state.replace(ended=state.ended | (state.step >= 3))
 
-    decodes, _ = decoding.temperature_sample(
+    decodes, _ = _temperature_sample(
         _inputs(()), {}, _markov(_chain(6)), _NO_EOS, logit_callback_fn=favour_two,
         state_callback_fn=end_after_three)
     first = int(_chain(6)[0].argmax())
@@ -243,7 +254,7 @@ class SampleTest(parameterized.TestCase):
     def force_three(state):
       return state.replace(sequences=state.sequences.at[:, 4].set(3))
 
-    decodes, _ = decoding.temperature_sample(
+    decodes, _ = _temperature_sample(
         _inputs(()), {}, _markov(_chain(6)), _NO_EOS, state_callback_fn=force_three)
     self.assertEqual(int(decodes[0, 0, 3]), 3)
 
@@ -283,7 +294,7 @@ class BeamSearchTest(parameterized.TestCase):
         expected.append((tokens, _chain_score(log_probs, tokens) / _brevity(alpha, size + 1)))
     self.assertLen(expected, n)
     expected.sort(key=lambda x: x[1])
-    decodes, scores = decoding.beam_search(
+    decodes, scores = _beam_search(
         _inputs((), length=length), {}, _markov(table), _EOS, num_decodes=n, alpha=alpha)
     self._check((decodes[0], scores[0]), expected, length, n)
 
@@ -302,8 +313,8 @@ class BeamSearchTest(parameterized.TestCase):
 
   def test_prefilled_prompts_give_the_same(self):
     inputs = _inputs((5, 3), (4,), ())
-    for decode in (functools.partial(decoding.beam_search, num_decodes=3),
-                   functools.partial(decoding.temperature_sample, rescale_log_probs=False)):
+    for decode in (functools.partial(_beam_search, num_decodes=3),
+                   functools.partial(_temperature_sample, rescale_log_probs=False)):
       fed = decode(inputs, {}, _markov(_chain(6)), _EOS)
       prefilled = decode(
           inputs, {}, _markov(_chain(6)), _EOS, initial_index=jnp.array([2, 1, 0]))
@@ -312,27 +323,27 @@ class BeamSearchTest(parameterized.TestCase):
 
   def test_no_finished_hypothesis_returns_the_live_ones(self):
     log_probs = _log_probs(_chain(6))
-    decodes, scores = decoding.beam_search(
+    decodes, scores = _beam_search(
         _inputs(()), {}, _markov(_chain(6)), _NO_EOS, num_decodes=3)
     for tokens, score in zip(np.asarray(decodes)[0], np.asarray(scores)[0]):
       np.testing.assert_allclose(score, _chain_score(log_probs, tokens), rtol=1e-5)
 
   @parameterized.parameters(dict(max_decode_len=3), dict(max_decode_len=11))
   def test_max_decode_len(self, max_decode_len):
-    decodes, _ = decoding.beam_search(
+    decodes, _ = _beam_search(
         _inputs(()), {}, _markov(_chain(6)), _NO_EOS, max_decode_len=max_decode_len)
     self.assertEqual(decodes.shape, (1, 4, max_decode_len))
     self.assertTrue(np.all(np.asarray(decodes) > 0))
 
   def test_max_decode_step_counts_after_the_prompt(self):
-    decodes, _ = decoding.beam_search(
+    decodes, _ = _beam_search(
         _inputs((5, 3), ()), {}, _markov(_chain(6)), _NO_EOS, num_decodes=2, max_decode_step=3)
     np.testing.assert_array_equal((np.asarray(decodes) > 0).sum(-1), [[5, 5], [3, 3]])
 
   def test_min_log_prob_stops_an_example(self):
     table = np.zeros((4, 4), np.float32)  # every token costs log 4
     table[:, 0] = -60
-    decodes, _ = decoding.beam_search(
+    decodes, _ = _beam_search(
         _inputs(()), {}, _markov(table), _NO_EOS, num_decodes=2, min_log_prob=-2.5)
     np.testing.assert_array_equal((np.asarray(decodes) > 0).sum(-1), [[3, 3]])
 
@@ -340,7 +351,7 @@ class BeamSearchTest(parameterized.TestCase):
     # Two tokens besides EOS and padding cannot fill 8 beams at once.
     table = np.full((3, 3), -50.0, np.float32)
     table[:, 2], table[:, _EOS] = 1.0, 0.0
-    decodes, scores = decoding.beam_search(
+    decodes, scores = _beam_search(
         _inputs((), length=3), {}, _markov(table), _EOS, num_decodes=8)
     plausible = np.asarray(scores)[0] > -1e6
     for tokens in np.asarray(decodes)[0][plausible]:
@@ -356,7 +367,7 @@ class BeamSearchTest(parameterized.TestCase):
       jax.debug.callback(lambda _: steps(), state.cur_index)
       return _markov(table)(state)
 
-    decoding.beam_search(_inputs((), length=50), {}, tokens_to_logits, _EOS, num_decodes=1)
+    _beam_search(_inputs((), length=50), {}, tokens_to_logits, _EOS, num_decodes=1)
     jax.effects_barrier()
     self.assertEqual(steps.call_count, 1)
 
@@ -382,8 +393,8 @@ class BeamSearchTest(parameterized.TestCase):
 
     cache = {'history': jnp.zeros((1, 3) if offset else (3,), jnp.int32),
              'cache_index': jnp.int32(0)}
-    for decode in (functools.partial(decoding.beam_search, num_decodes=3),
-                   functools.partial(decoding.temperature_sample, num_decodes=3, topk=0)):
+    for decode in (functools.partial(_beam_search, num_decodes=3),
+                   functools.partial(_temperature_sample, num_decodes=3, topk=0)):
       expected = decode(inputs, {}, from_sequences, _EOS)
       found = decode(inputs, cache, from_cache, _EOS, cache_offset=offset)
       np.testing.assert_array_equal(found[0], expected[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -187,7 +188,10 @@ class ResumeTest(absltest.TestCase):
     super().setUp()
     self.folder = tempfile.mkdtemp()
 
-  def _whole(self, **overrides):
+  @staticmethod
+  @functools.cache
+  def _whole(**overrides):
+    """The folder and the last state of a run of nine steps that nothing stops."""
     folder = tempfile.mkdtemp()
     _, state = reversal.train_without_evaluation(folder, 9, **overrides)
     return folder, state

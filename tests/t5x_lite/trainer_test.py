@@ -133,31 +133,6 @@ class GoldenTest(parameterized.TestCase):
           np.linalg.norm(np.asarray(state[key], np.float64)), digest['l2'], rtol=1e-4,
           err_msg=key)
 
-  @parameterized.parameters('sum', 'packed_average_per_sequence')
-  def test_gradients(self, tag):
-    network = testing.shared_data('golden/network')
-    folder = testing.shared_data('golden/scoring_decoding')
-    golden = np.load(folder / f'grads_t5_1_1_{tag}.npz', allow_pickle=False)
-    params = state_utils.unflatten_state_dict(
-        dict(np.load(network / 'params_t5_1_1.npz', allow_pickle=False)))
-    batch = dict(np.load(
-        network / ('inputs.npz' if tag == 'sum' else 'packed_inputs.npz'), allow_pickle=False))
-    t5 = _golden_model()
-    if tag == 'sum':
-      t5._label_smoothing = 0.1
-    else:
-      t5._z_loss, t5._loss_normalizing_factor = 1e-2, 'AVERAGE_PER_SEQUENCE'
-    state = train_state_lib.FlaxOptimTrainState.create(
-        optimizers.sgd(0.1), small_t5.variables(t5, params))
-    grads, _, _ = jax.jit(functools.partial(
-        trainer_lib.accumulate_grads_microbatched, t5, num_microbatches=None))(
-            state, batch, dropout_rng=None)
-    norm = np.sqrt(sum(np.square(v).sum() for v in golden.values()))
-    flat = state_utils.flatten_state_dict(grads)
-    self.assertEqual(set(flat), set(golden.files))
-    for key, value in golden.items():
-      np.testing.assert_allclose(flat[key], value, rtol=1e-4, atol=1e-5 * norm, err_msg=key)
-
 
 class LoopTest(parameterized.TestCase):
 
@@ -333,7 +308,7 @@ class FrozenTest(parameterized.TestCase):
 
 class MicrobatchTest(parameterized.TestCase):
 
-  @parameterized.parameters(1, 2, 4)
+  @parameterized.parameters(1, 4)
   def test_equals_the_full_batch(self, n):
     t5, batch = small_t5.model(), small_t5.batches(1)[0]
     state = train_state_lib.FlaxOptimTrainState.create(optimizers.sgd(0.1), small_t5.variables(t5))
@@ -435,8 +410,8 @@ class EightDevices(parameterized.TestCase):
     trainer.train(iter(batches), 3)
     return trainer, [_loss(m) for _, m in records]
 
-  @parameterized.parameters(('adamw', None), ('adafactor', 2), ('frozen', None))
-  def test_sharded_equals_unsharded(self, optimizer, num_microbatches):
+  @parameterized.parameters(('adamw', None, (1, 4)), ('adafactor', 2, (4,)), ('frozen', None, (4,)))
+  def test_sharded_equals_unsharded(self, optimizer, num_microbatches, partitions):
     make = {
         'adamw': lambda: optimizers.adamw(1e-3),
         'adafactor': lambda: adafactor.Adafactor(min_dim_size_to_factor=16),
@@ -445,11 +420,11 @@ class EightDevices(parameterized.TestCase):
     single = partitioning.PjitPartitioner(num_partitions=1)
     single._mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ('data', 'model'))
     expected, expected_losses = self._run(single, make, num_microbatches)
-    for num_partitions, kernel_shape in ((1, (32, 64)), (4, (32, 16))):
+    for num_partitions in partitions:
       trainer, losses = self._run(
           partitioning.PjitPartitioner(num_partitions=num_partitions), make, num_microbatches)
       kernel = trainer.train_state.params['encoder']['layers_0']['mlp']['wi_0']['kernel']
-      self.assertEqual(kernel.addressable_shards[0].data.shape, kernel_shape)
+      self.assertEqual(kernel.addressable_shards[0].data.shape, (32, 64 // num_partitions))
       np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
       jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
                    trainer.train_state.params, expected.train_state.params)
@@ -462,7 +437,8 @@ class InOwnProcessTest(absltest.TestCase):
     result = subprocess.run(
         [sys.executable, __file__, 'EightDevices'], text=True, capture_output=True, check=False,
         env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-             'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
+             'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+             'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
     self.assertEqual(result.returncode, 0, result.stderr[-5000:])
     self.assertRegex(result.stderr, r'Ran [1-9]\d* tests')
     self.assertNotIn('skipped', result.stderr)
