@@ -9,6 +9,7 @@ never asks which format it reads. `read_arrays` moves tensors one by one into th
 from __future__ import annotations
 
 import concurrent.futures
+import copy
 import dataclasses
 import functools
 import json
@@ -41,12 +42,9 @@ class CheckpointReadError(ValueError):
   """A checkpoint that exists but cannot be read: truncated, corrupt, or not a checkpoint at all."""
 
 
-def get_checkpoint_dir(
-    checkpoints_dir: str | os.PathLike, step: int, step_format_fixed_length: int | None = None
-) -> str:
+def get_checkpoint_dir(checkpoints_dir: str | os.PathLike, step: int) -> str:
   """Returns the folder of `step`, e.g. `/model/checkpoint_100`."""
-  number = f'{step:0{step_format_fixed_length}d}' if step_format_fixed_length else str(step)
-  return os.path.join(os.fspath(checkpoints_dir), f'{CHECKPOINT_PREFIX}{number}')
+  return os.path.join(os.fspath(checkpoints_dir), f'{CHECKPOINT_PREFIX}{step}')
 
 
 def normalize_path(path: str | os.PathLike) -> str:
@@ -96,6 +94,8 @@ def _with_deadline(function, path: str):
   """Calls `function()`, for remote paths with a deadline: storage clients retry for minutes offline."""
   if not is_remote(path):
     return function()
+  import tensorflow  # noqa: F401  # By which epath reads buckets; its slow import must not eat the deadline.
+
   box = queue.SimpleQueue()
 
   def work():
@@ -123,8 +123,6 @@ def all_steps(checkpoints_dir: str | os.PathLike) -> Sequence[int]:
   """
   path = epath.Path(checkpoints_dir)
   remote = is_remote(checkpoints_dir)
-  if remote:
-    import tensorflow  # noqa: F401  # Its slow import must not eat the deadline.
 
   def steps():
     found = []
@@ -168,7 +166,7 @@ def _context():
   return ts.Context({'cache_pool#ocdbt': {'total_bytes_limit': 100_000_000}})
 
 
-def _kvstore_spec(path: str) -> dict[str, Any]:
+def kvstore_spec(path: str) -> dict[str, Any]:
   """Returns the TensorStore key-value spec of a local or gs:// folder."""
   if path.startswith('gs://'):
     bucket, _, prefix = path.removeprefix('gs://').partition('/')
@@ -182,26 +180,9 @@ def read_small_file(folder: str, name: str) -> bytes | None:
   Raises:
     FileNotFoundError: if the bucket does not answer.
   """
-  if not is_remote(folder):
-    file = os.path.join(folder, name)
-    if not os.path.isfile(file):
-      return None
-    with open(file, 'rb') as stream:
-      return stream.read()
-  if not folder.startswith('gs://'):
-    file = epath.Path(folder) / name
-    return file.read_bytes() if file.exists() else None
-  import tensorstore as ts
-
-  try:
-    store = ts.KvStore.open(_kvstore_spec(folder), context=_context()).result(timeout=_PROBE_SECONDS)
-    # Only the probe is bound in time: a long index may take longer on a slow line.
-    probe = store.list(ts.KvStore.KeyRange(name, name + '\0')).result(timeout=_PROBE_SECONDS)
-    if name.encode() not in probe:
-      return None
-    return store.read(name).result().value
-  except Exception as error:  # Time-outs, refused credentials, unknown buckets.
-    raise _cannot_reach(folder) from error
+  file = epath.Path(folder) / name
+  # Only the probe is bound in time: a long index may take longer on a slow line.
+  return file.read_bytes() if _with_deadline(file.is_file, folder) else None
 
 
 class StoredArray:
@@ -210,7 +191,10 @@ class StoredArray:
   Attributes:
     name: its name in the checkpoint, e.g. `target/encoder/encoder_norm/scale`.
     path: the checkpoint that physically holds it (differs from the one opened for a frozen base).
+    cast_dtype: the dtype that values are cast to when they are read, None for the stored one.
   """
+
+  cast_dtype: np.dtype | None = None
 
   def __init__(self, name: str, path: str, value: np.ndarray | None = None, spec: dict | None = None):
     self.name, self.path = name, path
@@ -241,6 +225,8 @@ class StoredArray:
 
   @property
   def dtype(self) -> np.dtype:
+    if self.cast_dtype is not None:
+      return self.cast_dtype
     dtype = self._open().dtype
     return jnp.dtype(dtype) if self._spec is None else jnp.dtype(dtype.numpy_dtype)
 
@@ -250,7 +236,7 @@ class StoredArray:
 
   def read(self, index: Any = (), dtype: np.dtype | None = None) -> np.ndarray:
     """Reads the part of the array that `index` (a tuple of slices) selects, cast to `dtype`."""
-    source = self._open()
+    source, dtype = self._open(), dtype or self.cast_dtype
     if self._spec is None:
       # A copy: the values would else keep the whole msgpack buffer alive.
       return np.array(source[index], dtype=dtype or source.dtype)
@@ -264,26 +250,14 @@ class StoredArray:
     """Reads the whole array."""
     return self.read()
 
-  def astype(self, dtype) -> CastArray:
-    return CastArray(self, jnp.dtype(dtype))
+  def astype(self, dtype) -> StoredArray:
+    """Returns the array with another `cast_dtype`."""
+    result = copy.copy(self)
+    result.cast_dtype = jnp.dtype(dtype)
+    return result
 
   def __repr__(self) -> str:
     return f'StoredArray({self.name!r} in {self.path!r})'
-
-
-class CastArray(StoredArray):
-  """A stored array that is cast when it is read."""
-
-  def __init__(self, array: StoredArray, dtype: np.dtype):
-    super().__init__(array.name, array.path, array._value, array._spec)
-    self._dtype = dtype
-
-  @property
-  def dtype(self) -> np.dtype:
-    return self._dtype
-
-  def read(self, index: Any = (), dtype: np.dtype | None = None) -> np.ndarray:
-    return super().read(index, dtype or self._dtype)
 
 
 def _unreadable(path: str, error: Exception, name: str = '') -> CheckpointReadError:
@@ -359,9 +333,9 @@ def _orbax_arrays(path: str, item: str, index: Mapping[str, Any]) -> dict[str, S
     keys = [str(key['key']) for key in entry['key_metadata']]
     dotted = '.'.join(keys)
     if index.get('use_ocdbt', False):
-      kvstore = {'driver': 'ocdbt', 'base': _kvstore_spec(item), 'path': f'{dotted}/', 'cache_pool': 'cache_pool#ocdbt'}
+      kvstore = {'driver': 'ocdbt', 'base': kvstore_spec(item), 'path': f'{dotted}/', 'cache_pool': 'cache_pool#ocdbt'}
     else:
-      kvstore = _kvstore_spec(f'{item}/{dotted}')
+      kvstore = kvstore_spec(f'{item}/{dotted}')
     spec = {'driver': 'zarr3' if index.get('use_zarr3') else 'zarr', 'kvstore': kvstore}
     if index.get('store_array_data_equal_to_fill_value'):
       # Every chunk was written, so a missing one is damage and must not be read as zeros.
@@ -389,9 +363,9 @@ def _msgpack_arrays(path: str, folder: str, tree: Mapping[str, Any]) -> dict[str
     spec = None
     if isinstance(value, dict):
       # The recorded driver and root are those of the writer's machine: only the folder name is kept.
-      spec = dict(value, kvstore=_kvstore_spec(f'{folder}/{value["kvstore"]["path"].strip("/")}'))
+      spec = dict(value, kvstore=kvstore_spec(f'{folder}/{value["kvstore"]["path"].strip("/")}'))
     elif isinstance(value, str) and value.startswith(_PLACEHOLDER):
-      spec = {'driver': 'zarr', 'kvstore': _kvstore_spec(f'{folder}/{value.removeprefix(_PLACEHOLDER)}')}
+      spec = {'driver': 'zarr', 'kvstore': kvstore_spec(f'{folder}/{value.removeprefix(_PLACEHOLDER)}')}
     if spec is not None:
       if spec['driver'] == 'zarr':
         spec['fill_missing_data_reads'] = False

@@ -334,8 +334,8 @@ def _base_reference(checkpoint, frozen: Mapping[str, Any], restored, is_resuming
     is_base = lambda array: array.path != checkpoint.path
   else:
     is_base = lambda array: not is_resuming
-  # `type(...) is`: a cast or computed array cannot be found again by its name alone.
-  kept = {n: a for n, a in frozen.items() if type(a) is StoredArray and is_base(a)}
+  # A cast or computed array cannot be found again by its name alone.
+  kept = {n: a for n, a in frozen.items() if isinstance(a, StoredArray) and a.cast_dtype is None and is_base(a)}
   if not kept:
     return None
   paths = sorted({array.path for array in kept.values()})
@@ -389,6 +389,12 @@ class CheckpointRestorer:
 
   def latest_step(self) -> int | None:
     return max(self.all_steps(), default=None)
+
+  def wait_until_finished(self) -> None:
+    """Waits for the running save, where saving is asynchronous."""
+
+  def close(self) -> None:
+    """Releases what saving needs."""
 
   def restore(
       self,

@@ -10,35 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x import checkpoint_state
-from t5x.checkpoint_reader import absolute_path
-from t5x.checkpoint_reader import all_steps
-from t5x.checkpoint_reader import CheckpointReadError
-from t5x.checkpoint_reader import find_checkpoint
-from t5x.checkpoint_reader import get_checkpoint_dir
-from t5x.checkpoint_reader import get_step_from_checkpoint_dir
-from t5x.checkpoint_reader import latest_step
-from t5x.checkpoint_reader import normalize_path
-from t5x.checkpoint_reader import open_checkpoint
-from t5x.checkpoint_reader import StoredArray
-from t5x.checkpoint_reader import StoredCheckpoint
-from t5x.checkpoint_state import BaseReference
-from t5x.checkpoint_state import CheckpointRestorer
-from t5x.checkpoint_state import digest
-from t5x.checkpoint_state import restore_train_state
-from t5x.legacy_checkpoint import Checkpointer
-from t5x.legacy_checkpoint import LegacyCheckpointManager
-from t5x.legacy_checkpoint import save_single_file
-from t5x.legacy_checkpoint import VERSION
+from t5x.checkpoint_reader import (  # noqa: F401
+    CheckpointReadError, StoredArray, StoredCheckpoint, absolute_path, all_steps, find_checkpoint, get_checkpoint_dir,
+    get_step_from_checkpoint_dir, latest_step, normalize_path, open_checkpoint)
+from t5x.checkpoint_state import BaseReference, CheckpointRestorer, digest, restore_train_state  # noqa: F401
+from t5x.legacy_checkpoint import VERSION, Checkpointer  # noqa: F401
 from t5x.orbax_checkpoint import OrbaxCheckpointManagerInterface
-
-__all__ = [
-    'BaseReference', 'CheckpointManagerConstructor', 'CheckpointReadError', 'CheckpointRestorer', 'Checkpointer',
-    'CheckpointerConstructor', 'LazyArray', 'LegacyCheckpointManager', 'OrbaxCheckpointManagerInterface',
-    'RestoreStateTransformationFn', 'SaveStateTransformationFn', 'StoredArray', 'StoredCheckpoint', 'VERSION',
-    'absolute_path', 'all_steps', 'digest', 'find_checkpoint', 'get_checkpoint_dir',
-    'get_step_from_checkpoint_dir', 'latest_step', 'load_t5x_checkpoint', 'normalize_path', 'open_checkpoint',
-    'restore_train_state', 'save_single_file',
-]
 
 LazyArray = StoredArray
 CheckpointerConstructor = Callable[..., Checkpointer]

@@ -212,16 +212,19 @@ def get_dataset(cfg: DatasetConfig, shard_id: int, num_shards: int, feature_conv
   seed = cfg.seed
   if seed is None:
     seed = multihost.broadcast_int(int(time.time()) % 2**31)
-  ds = seqio.get_dataset(
-      mixture_or_task, task_feature_lengths=cfg.task_feature_lengths, dataset_split=cfg.split, shuffle=cfg.shuffle,
-      num_epochs=num_epochs, use_cached=cfg.use_cached, seed=seed, trim_output_features=cfg.trim_output_features,
-      feature_converter=_converter(cfg, feature_converter_cls), batch_size=batch_size,
-      shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards), verbose=False)
+  ds = _open(cfg, mixture_or_task, feature_converter_cls, seed, num_epochs=num_epochs, batch_size=batch_size,
+             shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards))
   return _finish(ds.skip(skip_batches) if skip_batches else ds)
 
 
-def _converter(cfg: DatasetConfig, feature_converter_cls: type) -> seqio.FeatureConverter:
-  return feature_converter_cls(pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops)
+def _open(cfg: DatasetConfig, source: Any, feature_converter_cls: type, seed: int, **kwargs) -> tf.data.Dataset:
+  """Returns the dataset of a task or mixture as the configuration wants it; `kwargs` go to `seqio.get_dataset`."""
+  import seqio
+  converter = feature_converter_cls(pack=cfg.pack, use_custom_packing_ops=cfg.use_custom_packing_ops)
+  return seqio.get_dataset(
+      source, task_feature_lengths=cfg.task_feature_lengths, dataset_split=cfg.split, shuffle=cfg.shuffle, seed=seed,
+      use_cached=cfg.use_cached, trim_output_features=cfg.trim_output_features, feature_converter=converter,
+      verbose=False, **kwargs)
 
 
 def get_training_eval_datasets(cfg: DatasetConfig, shard_id: int, num_shards: int, eval_steps: int,
@@ -256,10 +259,7 @@ def get_training_eval_datasets(cfg: DatasetConfig, shard_id: int, num_shards: in
   seed = _DEFAULT_SEED if cfg.seed is None else cfg.seed
   datasets = {}
   for source in sources:
-    ds = seqio.get_dataset(
-        source, task_feature_lengths=cfg.task_feature_lengths, dataset_split=cfg.split, shuffle=cfg.shuffle,
-        num_epochs=1, use_cached=cfg.use_cached, seed=seed, trim_output_features=cfg.trim_output_features,
-        feature_converter=_converter(cfg, feature_converter_cls), verbose=False)
+    ds = _open(cfg, source, feature_converter_cls, seed, num_epochs=1)
     # Repeated before it is sharded: a split smaller than the number of shards leaves no shard empty.
     ds = ds.repeat().shard(num_shards, shard_id).batch(batch_size, drop_remainder=True).take(eval_steps)
     datasets[source.name] = _finish(ds.cache() if cfg.use_memory_cache else ds)

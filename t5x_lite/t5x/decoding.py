@@ -60,7 +60,7 @@ def add_beam_dim(x: Array, beam_size: int, offset: int = 0) -> Array:
 def flatten_beam_dim(x: Array, offset: int = 0) -> Array:
   """[..., B, n, ...] -> [..., B * n, ...], where B is axis `offset`."""
   shape = x.shape
-  return x.reshape(shape[:offset] + (shape[offset] * shape[offset + 1],) + shape[offset + 2:])
+  return x.reshape(shape[:offset] + (shape[offset] * shape[offset + 1],) + shape[offset + 2 :])
 
 
 def unflatten_beam_dim(x: Array, batch_size: int, beam_size: int, offset: int = 0) -> Array:
@@ -72,9 +72,10 @@ def unflatten_beam_dim(x: Array, batch_size: int, beam_size: int, offset: int = 
   shape = x.shape
   if shape[offset] != batch_size * beam_size:
     raise ValueError(
-        f'Axis {offset} of {shape} is not {batch_size} examples times {beam_size} beams: '
-        'pass the batch and beam size the array was flattened with.')
-  return x.reshape(shape[:offset] + (batch_size, beam_size) + shape[offset + 1:])
+      f'Axis {offset} of {shape} is not {batch_size} examples times {beam_size} beams: '
+      'pass the batch and beam size the array was flattened with.'
+    )
+  return x.reshape(shape[:offset] + (batch_size, beam_size) + shape[offset + 1 :])
 
 
 def flat_batch_beam_expand(x: Array, beam_size: int, offset: int = 0) -> Array:
@@ -193,9 +194,7 @@ def _restrict_to_nucleus(logits: Array, topp: float | Array) -> Array:
   return jnp.where(logits >= threshold, logits, NEG_INF)
 
 
-def _sample(
-    logits: Array, rng: Array, temperature: float | Array, topk: int, topp: float | Array
-) -> tuple[Array, Array]:
+def _sample(logits: Array, rng: Array, temperature: float | Array, topk: int, topp: float | Array) -> tuple[Array, Array]:
   """Draws one token per row of logits [N, V].
 
   Returns:
@@ -216,22 +215,22 @@ def _sample(
 
 
 def temperature_sample(
-    inputs: Array,
-    cache: Cache,
-    tokens_to_logits: TokensToLogits,
-    eos_id: int,
-    decode_rng: Array | None = None,
-    num_decodes: int = 1,
-    temperature: float | Array = 1.0,
-    topk: int = 1,
-    topp: float | Array = 0.0,
-    cache_offset: int = 0,
-    initial_index: Array | None = None,
-    max_decode_steps: int | Array | None = None,
-    max_decode_steps_hard_limit: int | None = None,
-    rescale_log_probs: bool = True,
-    state_callback_fn: Callable[[SamplingLoopState], SamplingLoopState] | None = None,
-    logit_callback_fn: Callable[[Array, SamplingLoopState], Array] | None = None,
+  inputs: Array,
+  cache: Cache,
+  tokens_to_logits: TokensToLogits,
+  eos_id: int,
+  decode_rng: Array | None = None,
+  num_decodes: int = 1,
+  temperature: float | Array = 1.0,
+  topk: int = 1,
+  topp: float | Array = 0.0,
+  cache_offset: int = 0,
+  initial_index: Array | None = None,
+  max_decode_steps: int | Array | None = None,
+  max_decode_steps_hard_limit: int | None = None,
+  rescale_log_probs: bool = True,
+  state_callback_fn: Callable[[SamplingLoopState], SamplingLoopState] | None = None,
+  logit_callback_fn: Callable[[Array, SamplingLoopState], Array] | None = None,
 ) -> tuple[Array, Array]:
   """Samples token by token until every row has ended.
 
@@ -263,17 +262,15 @@ def temperature_sample(
     ValueError: if both `topk` and `topp` are set, or more steps than positions are asked for.
   """
   if _is_set(topk) and _is_set(topp):
-    raise ValueError(
-        f'topk={topk} and topp={topp} are both set: keep one and set the other to 0 '
-        '(topk is 1 by default).')
+    raise ValueError(f'topk={topk} and topp={topp} are both set: keep one and set the other to 0 (topk is 1 by default).')
   batch_size, length = inputs.shape
   if max_decode_steps is not None and max_decode_steps_hard_limit:
     bound = min if isinstance(max_decode_steps, int) else jnp.minimum
     max_decode_steps = bound(max_decode_steps, max_decode_steps_hard_limit)
   if isinstance(max_decode_steps, int) and max_decode_steps > length:
     raise ValueError(
-        f'max_decode_steps={max_decode_steps} is more than the {length} decoder positions: '
-        'lower it or lengthen the targets.')
+      f'max_decode_steps={max_decode_steps} is more than the {length} decoder positions: lower it or lengthen the targets.'
+    )
 
   expand = functools.partial(flat_batch_beam_expand, beam_size=num_decodes)
   prompts = expand(_prompt_buffer(inputs, length + 1))
@@ -289,9 +286,9 @@ def temperature_sample(
   def step(state: SamplingLoopState) -> SamplingLoopState:
     if state_callback_fn is not None:
       state = state_callback_fn(state)
-    logits, cache = tokens_to_logits(DecodingState(
-        cur_index=state.cur_index, sequences=state.sequences, cur_token=state.cur_token,
-        cache=state.cache))
+    logits, cache = tokens_to_logits(
+      DecodingState(cur_index=state.cur_index, sequences=state.sequences, cur_token=state.cur_token, cache=state.cache)
+    )
     logits = logits.astype(jnp.float32)
     if logit_callback_fn is not None:
       logits = logit_callback_fn(logits, state)
@@ -309,25 +306,26 @@ def temperature_sample(
     ends = (token == eos_id) & (_column(prompts, position) == 0)
     new_ended = ended | ends | (position >= limit)
     return SamplingLoopState(
-        step=state.step + 1,
-        cur_index=position,
-        sequences=state.sequences.at[rows, position].set(token, mode='drop'),
-        cache=cache,
-        cur_token=token[:, None],
-        ended=new_ended[:, None],
-        rng=rng,
-        log_prob=state.log_prob + jnp.where(generated, log_probs, 0.0))
+      step=state.step + 1,
+      cur_index=position,
+      sequences=state.sequences.at[rows, position].set(token, mode='drop'),
+      cache=cache,
+      cur_token=token[:, None],
+      ended=new_ended[:, None],
+      rng=rng,
+      log_prob=state.log_prob + jnp.where(generated, log_probs, 0.0),
+    )
 
   state = SamplingLoopState(
-      step=jnp.int32(0),
-      cur_index=start,
-      sequences=prompts,
-      cache=cache_map(
-          functools.partial(expand, offset=cache_offset), cache, apply_to_index=has_index),
-      cur_token=_column(prompts, start)[:, None],
-      ended=(start >= limit)[:, None],
-      rng=jax.random.PRNGKey(0) if decode_rng is None else decode_rng,
-      log_prob=jnp.zeros(rows.shape, jnp.float32))
+    step=jnp.int32(0),
+    cur_index=start,
+    sequences=prompts,
+    cache=cache_map(functools.partial(expand, offset=cache_offset), cache, apply_to_index=has_index),
+    cur_token=_column(prompts, start)[:, None],
+    ended=(start >= limit)[:, None],
+    rng=jax.random.PRNGKey(0) if decode_rng is None else decode_rng,
+    log_prob=jnp.zeros(rows.shape, jnp.float32),
+  )
   state = jax.lax.while_loop(lambda s: ~jnp.all(s.ended), step, state)
 
   sequences = _keep_until(state.sequences, state.cur_index)
@@ -375,18 +373,18 @@ def _top(scores: Array, k: int, *trees: Array) -> tuple[Array, ...]:
 
 
 def beam_search(
-    inputs: Array,
-    cache: Cache,
-    tokens_to_logits: TokensToLogits,
-    eos_id: int,
-    num_decodes: int = 4,
-    alpha: float = 0.6,
-    max_decode_len: int | None = None,
-    max_decode_step: int = -1,
-    min_log_prob: float = -1.0e7,
-    decode_rng: Array | None = None,
-    cache_offset: int = 0,
-    initial_index: Array | None = None,
+  inputs: Array,
+  cache: Cache,
+  tokens_to_logits: TokensToLogits,
+  eos_id: int,
+  num_decodes: int = 4,
+  alpha: float = 0.6,
+  max_decode_len: int | None = None,
+  max_decode_step: int = -1,
+  min_log_prob: float = -1.0e7,
+  decode_rng: Array | None = None,
+  cache_offset: int = 0,
+  initial_index: Array | None = None,
 ) -> tuple[Array, Array]:
   """Searches for the hypotheses of the highest length-normalised log-probability.
 
@@ -435,17 +433,19 @@ def beam_search(
     best_live = jnp.max(state.live_logprobs, axis=1)
     # A live hypothesis only loses probability, and its best normaliser is that of its greatest (for
     # a negative alpha, its smallest) possible length.
-    normalizer = jnp.maximum(
-        brevity_penalty(alpha, limit), brevity_penalty(alpha, state.cur_index + 1))
+    normalizer = jnp.maximum(brevity_penalty(alpha, limit), brevity_penalty(alpha, state.cur_index + 1))
     can_improve = best_live / normalizer > jnp.min(state.finished_scores, axis=1)
     return (state.cur_index < limit) & can_improve & (best_live > min_log_prob)
 
   def step(state: BeamState) -> BeamState:
-    logits, cache = tokens_to_logits(DecodingState(
+    logits, cache = tokens_to_logits(
+      DecodingState(
         cur_index=jnp.repeat(state.cur_index, n) if has_index else jnp.max(state.cur_index),
         sequences=flatten_beam_dim(state.live_seqs),
         cur_token=flatten_beam_dim(_tokens_at(state.live_seqs, state.cur_index))[:, None],
-        cache=state.cache))
+        cache=state.cache,
+      )
+    )
     log_probs = unflatten_beam_dim(jax.nn.log_softmax(logits.astype(jnp.float32)), batch_size, n)
     vocab_size = log_probs.shape[-1]
     candidates = (state.live_logprobs[..., None] + log_probs).reshape(batch_size, n * vocab_size)
@@ -468,40 +468,47 @@ def beam_search(
 
     # Beams that were never filled have scores around NEG_INF and must not finish.
     finishes = ends & ~in_prompt & (scores > NEG_INF / 2)
-    new_scores = jnp.where(
-        finishes, scores / brevity_penalty(alpha, position)[:, None], NEG_INF)
+    new_scores = jnp.where(finishes, scores / brevity_penalty(alpha, position)[:, None], NEG_INF)
     # The finished ones come first, so that ties leave them as they are.
     finished_scores, finished_seqs, finished_flags = _top(
-        jnp.concatenate([state.finished_scores, new_scores], axis=1), n,
-        jnp.concatenate([state.finished_seqs, seqs], axis=1),
-        jnp.concatenate([state.finished_flags, finishes], axis=1))
+      jnp.concatenate([state.finished_scores, new_scores], axis=1),
+      n,
+      jnp.concatenate([state.finished_seqs, seqs], axis=1),
+      jnp.concatenate([state.finished_flags, finishes], axis=1),
+    )
 
     def reorder(x: Array) -> Array:
       x = unflatten_beam_dim(x, batch_size, n, cache_offset)
       return flatten_beam_dim(_gather_beams(x, live_beams, cache_offset), cache_offset)
 
     new_state = BeamState(
-        cur_index=position, live_logprobs=live_scores, finished_scores=finished_scores,
-        live_seqs=live_seqs, finished_seqs=finished_seqs, finished_flags=finished_flags,
-        cache=None)
+      cur_index=position,
+      live_logprobs=live_scores,
+      finished_scores=finished_scores,
+      live_seqs=live_seqs,
+      finished_seqs=finished_seqs,
+      finished_flags=finished_flags,
+      cache=None,
+    )
     # An example that is done keeps its result while others go on; its cache no longer matters.
     growing = is_growing(state)
     new_state = jax.tree.map(
-        lambda new, old: jnp.where(growing.reshape((-1,) + (1,) * (new.ndim - 1)), new, old),
-        new_state, state.replace(cache=None))
+      lambda new, old: jnp.where(growing.reshape((-1,) + (1,) * (new.ndim - 1)), new, old), new_state, state.replace(cache=None)
+    )
     return new_state.replace(cache=cache_map(reorder, cache, apply_to_index=has_index))
 
   state = BeamState(
-      cur_index=start,
-      # One hypothesis to begin with: n equal ones would stay equal.
-      live_logprobs=jnp.tile(jnp.array([0.0] + [NEG_INF] * (n - 1), jnp.float32), (batch_size, 1)),
-      finished_scores=jnp.full((batch_size, n), NEG_INF, jnp.float32),
-      live_seqs=add_beam_dim(_keep_until(prompts, start), n),
-      finished_seqs=jnp.zeros((batch_size, n, max_len + 1), jnp.int32),
-      finished_flags=jnp.zeros((batch_size, n), bool),
-      cache=cache_map(
-          functools.partial(flat_batch_beam_expand, beam_size=n, offset=cache_offset), cache,
-          apply_to_index=has_index))
+    cur_index=start,
+    # One hypothesis to begin with: n equal ones would stay equal.
+    live_logprobs=jnp.tile(jnp.array([0.0] + [NEG_INF] * (n - 1), jnp.float32), (batch_size, 1)),
+    finished_scores=jnp.full((batch_size, n), NEG_INF, jnp.float32),
+    live_seqs=add_beam_dim(_keep_until(prompts, start), n),
+    finished_seqs=jnp.zeros((batch_size, n, max_len + 1), jnp.int32),
+    finished_flags=jnp.zeros((batch_size, n), bool),
+    cache=cache_map(
+      functools.partial(flat_batch_beam_expand, beam_size=n, offset=cache_offset), cache, apply_to_index=has_index
+    ),
+  )
   state = jax.lax.while_loop(lambda s: jnp.any(is_growing(s)), step, state)
 
   any_finished = jnp.any(state.finished_flags, axis=1)

@@ -20,37 +20,21 @@ T = TypeVar('T')
 TRACEBACK_VARIABLE = 'T5X_TRACEBACK'
 
 # Classes that mean: the input, not the program, has to change.
-USER_ERRORS = (
-  ValueError,
-  OSError,
-  LookupError,
-  ImportError,
-  SyntaxError,
-  app.UsageError,
-  flags.Error,
-)
+USER_ERRORS = (ValueError, OSError, LookupError, ImportError, SyntaxError, app.UsageError, flags.Error)
 
 # What gin adds, level by level, to the text of an exception that passes through it.
 _GIN_CALL = re.compile(r"\n  In call to configurable '([^']+)'")
-_GIN_CONTEXT = re.compile(
-  r'\n  (In call to configurable|No values supplied by Gin|In file |In bindings string)'
-)
+_GIN_CONTEXT = re.compile(r'\n  (In call to configurable|No values supplied by Gin|In file |In bindings string)')
 _GIN_FILE = re.compile(r'\n  In file "([^"]+)", line (\d+)')
 _GIN_BINDING = re.compile(r'\n  In bindings string line \d+\n\s*(.*)')
 # A required argument that no binding supplies: as gin says it, and as Python says it.
 _GIN_REQUIRED = re.compile(r'Required bindings for `(?:.*\.)?(\w+)` not provided in config: (.*)')
-_ARGUMENT_MISSING = re.compile(
-  r'(?:.*\.)?(?!__)(\w+?)(?:\.__\w+__)?\(\) missing \d+ required .*: (.*)'
-)
-_ARGUMENT_UNKNOWN = re.compile(
-  r"(?:.*\.)?(?!__)(\w+?)(\.__\w+__)?\(\) got an unexpected keyword argument '(\w+)'"
-)
+_ARGUMENT_MISSING = re.compile(r'(?:.*\.)?(?!__)(\w+?)(?:\.__\w+__)?\(\) missing \d+ required .*: (.*)')
+_ARGUMENT_UNKNOWN = re.compile(r"(?:.*\.)?(?!__)(\w+?)(\.__\w+__)?\(\) got an unexpected keyword argument '(\w+)'")
 _OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'
 # TensorFlow only reads data here, so its errors tell of data, unless they carry a fault of a Python function.
 _TF_NODE = re.compile(r'\{\{[^}]*\}\}\s*')
-_PYTHON_FAULT = re.compile(
-  r'(Type|Attribute|Name|Assertion|Runtime|NotImplemented|ZeroDivision)Error: '
-)
+_PYTHON_FAULT = re.compile(r'(Type|Attribute|Name|Assertion|Runtime|NotImplemented|ZeroDivision)Error: ')
 
 
 def gin_location(text: str) -> str:
@@ -89,8 +73,7 @@ def _wrong_arguments(exc: BaseException) -> str | None:
   names = re.findall(r"'(\w+)'", missing[2])
   example = ' '.join(f'--gin.{missing[1]}.{name}=...' for name in names)
   return (
-    f'{missing[1]} has no value for {", ".join(names)}: '
-    f'give the gin file of this run with --gin_file=..., or set {example}'
+    f'{missing[1]} has no value for {", ".join(names)}: give the gin file of this run with --gin_file=..., or set {example}'
   )
 
 

@@ -26,6 +26,7 @@ from t5x import gin_utils
 from t5x import inference
 from t5x import model_info
 from t5x import report
+from t5x import restore
 from t5x import utils
 
 if TYPE_CHECKING:
@@ -176,14 +177,8 @@ def evaluate(*, model: Any, dataset_cfg: utils.DatasetConfig, restore_checkpoint
   if jax.process_index() == 0:
     files.check_writable(output_dir, 'EVAL_OUTPUT_DIR')
     summarize_config_fn(output_dir, None, 0)
-  restore_checkpoint_cfg.strict = False
-  if fallback_init_rng is not None:
-    restore_checkpoint_cfg.fallback_to_scratch = True
-    fallback_init_rng = jax.random.PRNGKey(fallback_init_rng)
   partitioner.get_data_layout(dataset_cfg.batch_size)
-  _, paths = utils.get_first_valid_restore_config_and_paths([restore_checkpoint_cfg])
-  if not paths:
-    raise ValueError('No checkpoint to evaluate: set CHECKPOINT_PATH.')
+  paths = restore.checkpoints_for_inference(restore_checkpoint_cfg, fallback_init_rng)
 
   evaluator = InferenceEvaluator(dataset_cfg, inference_evaluator_cls, model, partitioner, output_dir)
   name = datasets.name_of(dataset_cfg)
@@ -199,14 +194,12 @@ def evaluate(*, model: Any, dataset_cfg: utils.DatasetConfig, restore_checkpoint
   done = [line.strip() for line in files.read_lines(done_file)]
   if restore_checkpoint_cfg.mode == 'all':
     paths = [p for p in paths if os.fspath(p) not in done]
-  elif restore_checkpoint_cfg.mode != 'all':
+  else:
     done = []
   step, results = 0, {}
   for path in paths:
     train_state, manager = utils.create_checkpoint_manager_and_restore(
         initializer, partitioner, restore_checkpoint_cfg, path, fallback_init_rng, use_orbax=use_orbax)
-    if train_state is None:
-      raise FileNotFoundError(f'Nothing could be restored from {path}.')
     step = int(train_state.step)
     future = evaluator.evaluate(train_state, initializer.train_state_axes)
     if training_evaluator_cls is not None:

@@ -41,16 +41,10 @@ _MACRO_UNSET = re.compile(r"No bindings specified for '([^']+)' in config string
 def define_flags() -> None:
   """Defines the flags that train, eval and infer share."""
   flags.DEFINE_multi_string('gin_file', None, 'Path of a gin file; repeatable, later ones win.')
-  flags.DEFINE_multi_string(
-    'gin_bindings', [], 'A gin binding, NAME = VALUE; repeatable. Short form: --gin.NAME=VALUE.'
-  )
-  flags.DEFINE_list(
-    'gin_search_paths', ['.'], 'Comma-separated folders that gin files are searched in.'
-  )
+  flags.DEFINE_multi_string('gin_bindings', [], 'A gin binding, NAME = VALUE; repeatable. Short form: --gin.NAME=VALUE.')
+  flags.DEFINE_list('gin_search_paths', ['.'], 'Comma-separated folders that gin files are searched in.')
   flags.DEFINE_string('tfds_data_dir', None, 'Folder of the data sets of TensorFlow Datasets.')
-  flags.DEFINE_list(
-    'seqio_additional_cache_dirs', [], 'Comma-separated folders of cached SeqIO tasks.'
-  )
+  flags.DEFINE_list('seqio_additional_cache_dirs', [], 'Comma-separated folders of cached SeqIO tasks.')
   flags.DEFINE_bool('multiprocess_gpu', False, 'Start jax.distributed from the flags below.')
   flags.DEFINE_string('coordinator_address', None, 'Address of the first process, host:port.')
   flags.DEFINE_integer('process_count', None, 'Number of processes.')
@@ -113,18 +107,14 @@ def parse_gin_flags(
   handler = logging.get_absl_handler()
   handler.addFilter(_is_no_search_noise)
   try:
-    gin.parse_config_files_and_bindings(
-      gin_files, bindings, skip_unknown=skip_unknown, finalize_config=False
-    )
+    gin.parse_config_files_and_bindings(gin_files, bindings, skip_unknown=skip_unknown, finalize_config=False)
     if finalize_config:
       _check_command_line_macros(bindings)
       _check_required()
       gin.finalize()
   except tokenize.TokenError as exc:
     reason, (line, _) = exc.args
-    raise ValueError(
-      f'cannot parse: a bracket or a quote is not closed ({reason}, line {line})'
-    ) from exc
+    raise ValueError(f'cannot parse: a bracket or a quote is not closed ({reason}, line {line})') from exc
   except (OSError, ValueError, NameError, AttributeError, SyntaxError) as exc:
     explained = _explain(exc, roots)
     if explained is None:
@@ -187,12 +177,9 @@ def _explain(exc: Exception, roots: Sequence[str]) -> Exception | None:
     hint = _file_hint(match[1], roots)
     return FileNotFoundError(f'gin file {match[1]} not found{where}; searched {searched}{hint}')
   if match := _NO_CONFIGURABLE.match(text):
-    return ValueError(
-      f"gin knows no configurable '{match[1]}'{where}{_configurable_hint(match[1])}"
-    )
+    return ValueError(f"gin knows no configurable '{match[1]}'{where}{_configurable_hint(match[1])}")
   if match := _NOT_IMPORTED.match(text):
-    hint = _hint(match[1], _imported_names(text)) or f': add an import of {match[1]} to the file'
-    return ValueError(f"'{match[1]}' is not imported{where}{hint}")
+    return ValueError(f"'{match[1]}' is not imported{where}: add an import of {match[1]} to the file")
   if match := _NO_ATTRIBUTE.match(text):
     module = re.match(r"<module '([^']+)'", match[2])
     owner = module[1] if module else match[1].rpartition('.')[0]
@@ -204,10 +191,7 @@ def _explain(exc: Exception, roots: Sequence[str]) -> Exception | None:
   if match := _MACRO_UNSET.match(text):
     name = match[1].removesuffix('/gin.macro')
     hint = _hint(name, re.findall(r'^(\w+) = ', gin.config_str(), re.MULTILINE), 0.8)
-    return ValueError(
-      f'the macro {name} is used but set nowhere: give the gin file that sets it, or '
-      f'--gin.{name}=...{hint}'
-    )
+    return ValueError(f'the macro {name} is used but set nowhere: give the gin file that sets it, or --gin.{name}=...{hint}')
   return None
 
 
@@ -236,9 +220,7 @@ def _file_hint(path: str, roots: Sequence[str]) -> str:
       folders[:] = sorted(f for f in folders if not f.startswith(('.', '_')))
       for file in (os.path.join(folder, n) for n in names if n.endswith('.gin')):
         relative = os.path.relpath(file, root)
-        found[os.path.realpath(file)] = min(
-          relative, found.get(os.path.realpath(file), relative), key=len
-        )
+        found[os.path.realpath(file)] = min(relative, found.get(os.path.realpath(file), relative), key=len)
       if i >= _MAX_FOLDERS:
         break
   found = list(found.values())
@@ -249,22 +231,8 @@ def _file_hint(path: str, roots: Sequence[str]) -> str:
 def _configurable_hint(selector: str) -> str:
   """Returns a hint at the configurables that have bindings: whole selectors or their last part."""
   bound = set(re.findall(r'^(?:[\w/]+/)?([A-Za-z_][\w.]*)\.\w+ = ', gin.config_str(), re.MULTILINE))
-  last = selector.rpartition('.')[2]
-  by_last_part = {name.rpartition('.')[2]: name for name in sorted(bound)}
-  if last in by_last_part:
-    # Such as train_script.train: a name local to a file, which on the command line is just train.
-    return f'; did you mean {last}?' if '.' in selector else ''
-  matches = difflib.get_close_matches(last, list(by_last_part), n=3)
-  return f'; did you mean {" or ".join(matches)}?' if matches else ''
-
-
-def _imported_names(text: str) -> list[str]:
-  """Returns the names that the gin file of an error text imports."""
-  location = re.search(r'In file "([^"]+)"', text)
-  if not location or not os.path.isfile(location[1]):
-    return []
-  with open(location[1], encoding='utf-8') as f:
-    return re.findall(r'^(?:from|import)\s.*?(\w+)\s*$', f.read(), re.MULTILINE)
+  # The last part only: of train_script.train, whose first part is local to a file, the command line wants train.
+  return _hint(selector.rpartition('.')[2], (name.rpartition('.')[2] for name in bound))
 
 
 def _parameters(selector: str) -> list[str]:
@@ -375,6 +343,7 @@ def run_entry_point(fn: Callable[..., Any]) -> None:
     configured()
 
   from t5x import runtime
+
   runtime.leave_after(lambda: run(main))
 
 
@@ -386,19 +355,10 @@ def _set_up_process() -> None:
   if FLAGS.multiprocess_gpu:
     from t5x import multihost
 
-    missing = [
-      f'--{name}'
-      for name in ('coordinator_address', 'process_count', 'process_index')
-      if FLAGS[name].value is None
-    ]
+    missing = [f'--{name}' for name in ('coordinator_address', 'process_count', 'process_index') if FLAGS[name].value is None]
     if missing:
       raise app.UsageError(f'--multiprocess_gpu needs {", ".join(missing)}')
-    multihost.initialize(
-      FLAGS.coordinator_address,
-      FLAGS.process_count,
-      FLAGS.process_index,
-      FLAGS.initialization_timeout,
-    )
+    multihost.initialize(FLAGS.coordinator_address, FLAGS.process_count, FLAGS.process_index, FLAGS.initialization_timeout)
   runtime.enable_compilation_cache()
 
 
@@ -430,9 +390,7 @@ def bool_fn(var1: Any) -> bool:
   return bool(var1)
 
 
-def string_split_fn(
-  text: str, separator: str, maxsplit: int = -1, index: int | None = None
-) -> list[str] | str:
+def string_split_fn(text: str, separator: str, maxsplit: int = -1, index: int | None = None) -> list[str] | str:
   """Returns `text` split at `separator`, or one part of it where `index` is given."""
   parts = text.split(separator, maxsplit)
   return parts if index is None else parts[index]

@@ -29,6 +29,7 @@ from t5x import files
 from t5x import gin_utils
 from t5x import inference
 from t5x import model_info
+from t5x import restore
 from t5x import utils
 
 if TYPE_CHECKING:
@@ -256,13 +257,7 @@ def infer(*, mode: str, model: Any, dataset_cfg: utils.DatasetConfig,
   if jax.process_index() == 0:
     files.check_writable(output_dir, 'INFER_OUTPUT_DIR')
     summarize_config_fn(output_dir, None, 0)
-  restore_checkpoint_cfg.strict = False
-  if fallback_init_rng is not None:
-    restore_checkpoint_cfg.fallback_to_scratch = True
-    fallback_init_rng = jax.random.PRNGKey(fallback_init_rng)
-  _, paths = utils.get_first_valid_restore_config_and_paths([restore_checkpoint_cfg])
-  if not paths:
-    raise ValueError('No checkpoint to infer with: set CHECKPOINT_PATH.')
+  paths = restore.checkpoints_for_inference(restore_checkpoint_cfg, fallback_init_rng)
 
   converter = model.FEATURE_CONVERTER_CLS(pack=False)
   convert = lambda ds: converter(ds, task_feature_lengths=dataset_cfg.task_feature_lengths)
@@ -279,8 +274,6 @@ def infer(*, mode: str, model: Any, dataset_cfg: utils.DatasetConfig,
   for path in paths:
     train_state, manager = utils.create_checkpoint_manager_and_restore(
         initializer, partitioner, restore_checkpoint_cfg, path, fallback_init_rng, use_orbax=use_orbax)
-    if train_state is None:
-      raise FileNotFoundError(f'Nothing could be restored from {path}.')
     folder = output_dir if len(paths) == 1 else os.path.join(output_dir, f'checkpoint_{int(train_state.step)}')
     for task in tasks:
       work = _TaskInference(task, dataset_cfg, mode, folder, (shard_id, num_shards), file_extension)

@@ -1,7 +1,7 @@
 """Writes T5X's own format: a msgpack index, and a zarr folder for each large array.
 
 Every T5X reads it. It always holds the complete state, in one synchronous save; `OrbaxCheckpointManagerInterface`
-is the one to train with. `save_single_file` makes the form for a small pretrained base: one file, no folders.
+is the one to train with.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from typing import Any
-from collections.abc import Mapping, Sequence
 
 from absl import logging
 from etils import epath
@@ -36,11 +35,6 @@ def _to_host(leaf: Any) -> np.ndarray:
   return np.asarray(leaf)
 
 
-def _cast(name: str, value: np.ndarray, dtype) -> np.ndarray:
-  casts = dtype is not None and name.startswith('target/') and jnp.issubdtype(value.dtype, jnp.floating)
-  return value.astype(jnp.dtype(dtype), copy=False) if casts else value
-
-
 def _write_zarr(folder: str, name: str, value: np.ndarray) -> dict[str, Any]:
   """Writes one array and returns the pointer that the index keeps."""
   import tensorstore as ts
@@ -51,66 +45,9 @@ def _write_zarr(folder: str, name: str, value: np.ndarray) -> dict[str, Any]:
     chunks[int(np.argmax(chunks))] = -(-max(chunks) // 2)
   metadata = {'chunks': chunks, 'compressor': {'id': 'gzip', 'level': 1}, 'shape': list(value.shape)}
   spec = {'driver': 'zarr', 'dtype': value.dtype.name, 'metadata': metadata}
-  store = ts.open(
-      ts.Spec({**spec, 'kvstore': checkpoint_reader._kvstore_spec(f'{folder}/{dotted}')}), create=True, open=True
-  ).result()
-  store.write(value).result()
+  kvstore = checkpoint_reader.kvstore_spec(f'{folder}/{dotted}')
+  ts.open(ts.Spec({**spec, 'kvstore': kvstore}), create=True, open=True).result().write(value).result()
   return {**spec, 'kvstore': {'driver': 'file', 'path': f'{dotted}/'}}
-
-
-def _write(directory: str, step: int, leaves: Mapping[str, Any], dtype, inline_bytes: int | None) -> str:
-  """Writes `checkpoint_<step>` under a temporary name and renames it; returns its path."""
-  final = checkpoint_reader.get_checkpoint_dir(directory, step)
-  temporary = epath.Path(f'{final}.tmp-{int(time.time())}')
-  is_writer = jax.process_index() == 0
-  try:
-    if is_writer:
-      temporary.mkdir(parents=True)
-    flat = {}
-    for name, leaf in leaves.items():
-      if leaf is None:
-        flat[name] = None
-        continue
-      value = _cast(name, _to_host(leaf), dtype)  # All processes: gathering is collective.
-      if is_writer:
-        large = inline_bytes is not None and value.nbytes > inline_bytes
-        flat[name] = _write_zarr(os.fspath(temporary), name, value) if large else value
-    if is_writer:
-      content = {'version': VERSION, 'optimizer': checkpoint_state.unflatten(flat)}
-      (temporary / 'checkpoint').write_bytes(serialization.msgpack_serialize(content))
-      temporary.rename(final)
-  except Exception as error:  # TensorStore reports a full disk as ValueError.
-    if is_writer and temporary.exists():
-      temporary.rmtree()
-    described = orbax_checkpoint.save_error(directory, step, error)
-    raise described from (error if described is not error else error.__cause__)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f'saved {final}')  # No process goes on before the folder is there.
-  return final
-
-
-def save_single_file(path: str, step: int, target: Mapping[str, Any], dtype: Any = None) -> str:
-  """Writes parameters as one file, `<path>/checkpoint_<step>/checkpoint`, that every T5X restores.
-
-  Args:
-    path: the folder of the checkpoint.
-    step: its step.
-    target: nested parameters.
-    dtype: dtype of the floating-point parameters on disk, None keeps theirs.
-
-  Returns:
-    The path of the checkpoint folder.
-
-  Raises:
-    FileExistsError: if the checkpoint exists.
-    OSError: if it cannot be written.
-  """
-  final = checkpoint_reader.get_checkpoint_dir(path, step)
-  if epath.Path(final).exists():
-    raise FileExistsError(f'{final} exists: remove it, or save another step.')
-  # No empty `param_states`: T5X's own loader takes an empty node for an array.
-  leaves = checkpoint_state.flatten({'target': target, 'state': {'step': np.int32(step)}})
-  return _write(path, step, leaves, dtype, inline_bytes=None)
 
 
 class Checkpointer(checkpoint_state.CheckpointRestorer):
@@ -145,7 +82,7 @@ class Checkpointer(checkpoint_state.CheckpointRestorer):
     self._save_dtype = save_dtype
 
   def save(self, train_state, state_transformation_fns=(), *, concurrent_gb: int = 128) -> None:
-    """Saves a train state; does nothing if its step is saved.
+    """Saves a train state and waits; does nothing if its step is saved.
 
     Args:
       train_state: the state; its step names the folder.
@@ -164,58 +101,36 @@ class Checkpointer(checkpoint_state.CheckpointRestorer):
     # T5X writes None for the optimizer state of parameters that do not train.
     untrained = traverse_util.flatten_dict(train_state.state_dict(), sep='/')
     leaves = {**{name: None for name, leaf in untrained.items() if leaf is None}, **leaves}
-    path = _write(self.directory, step, leaves, self._save_dtype, _INLINE_BYTES)
+    final = checkpoint_reader.get_checkpoint_dir(self.directory, step)
+    temporary = epath.Path(f'{final}.tmp-{int(time.time())}')
+    is_writer = jax.process_index() == 0
+    try:
+      if is_writer:
+        temporary.mkdir(parents=True)
+      # All processes: gathering is collective.
+      flat = {name: None if leaf is None else self._store(temporary, name, _to_host(leaf)) for name, leaf in leaves.items()}
+      if is_writer:
+        content = {'version': VERSION, 'optimizer': checkpoint_state.unflatten(flat)}
+        (temporary / 'checkpoint').write_bytes(serialization.msgpack_serialize(content))
+        temporary.rename(final)
+    except Exception as error:  # TensorStore reports a full disk as ValueError.
+      if is_writer and temporary.exists():
+        temporary.rmtree()
+      described = orbax_checkpoint.save_error(self.directory, step, error)
+      raise described from (error if described is not error else error.__cause__)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'saved {final}')  # No process goes on before the folder is there.
     if self._dataset_iterator is not None:
-      self._dataset_iterator.save(epath.Path(path) / checkpoint_state.dataset_file_name())
-    if self.keep is not None and jax.process_index() == 0:
+      self._dataset_iterator.save(epath.Path(final) / checkpoint_state.dataset_file_name())
+    if self.keep is not None and is_writer:
       for old in self.all_steps()[: -self.keep]:
         folder = epath.Path(checkpoint_reader.get_checkpoint_dir(self.directory, old))
         if not (folder / 'PINNED').exists():
           folder.rmtree()
 
-
-class LegacyCheckpointManager:
-  """Drives a `Checkpointer` (or a subclass of it) through the interface of the Orbax manager."""
-
-  def __init__(self, *, save_cfg=None, restore_cfg=None, train_state_shape, partitioner, ds_iter=None, model_dir=None):
-    """Builds `save_cfg.checkpointer_cls` and `restore_cfg.checkpointer_cls`."""
-    self.directory = os.fspath(model_dir or '')
-    self._save_cfg = save_cfg
-    self._saver = self.restorer = None
-    if save_cfg is not None:
-      self._saver = save_cfg.checkpointer_cls(
-          train_state_shape, partitioner, self.directory, ds_iter if save_cfg.save_dataset else None,
-          keep=save_cfg.keep, save_dtype=save_cfg.dtype, keep_dataset_checkpoints=save_cfg.keep_dataset_checkpoints,
-      )
-    if restore_cfg is not None:
-      self.restorer = restore_cfg.checkpointer_cls(
-          train_state_shape, partitioner, self.directory, ds_iter if restore_cfg.restore_dataset else None,
-          restore_dtype=restore_cfg.dtype,
-      )
-
-  def all_steps(self) -> Sequence[int]:
-    return checkpoint_reader.all_steps(self.directory) if self.directory else []
-
-  def latest_step(self) -> int | None:
-    return max(self.all_steps(), default=None)
-
-  def should_save(self, step: int) -> bool:
-    cfg = self._save_cfg
-    return step in (cfg.checkpoint_steps or ()) or bool(cfg.period and step % cfg.period == 0)
-
-  def save(self, train_state, state_transformation_fns=(), force: bool = True) -> bool:
-    """Saves and waits; see `OrbaxCheckpointManagerInterface.save`."""
-    if not force and not self.should_save(int(train_state.step)):
-      return False
-    self._saver.save(train_state, state_transformation_fns)
-    return True
-
-  def restore(self, *args, **kwargs):
-    """Restores one train state; see `CheckpointRestorer.restore`."""
-    return self.restorer.restore(*args, **kwargs)
-
-  def wait_until_finished(self) -> None:
-    """Does nothing: `save` has waited."""
-
-  def close(self) -> None:
-    """Does nothing: no thread is left."""
+  def _store(self, folder: epath.Path, name: str, value: np.ndarray) -> Any:
+    """Returns what the index keeps of an array: itself if it is small, else a pointer to the folder just written."""
+    if self._save_dtype is not None and name.startswith('target/') and jnp.issubdtype(value.dtype, jnp.floating):
+      value = value.astype(jnp.dtype(self._save_dtype), copy=False)
+    is_written = value.nbytes > _INLINE_BYTES and jax.process_index() == 0
+    return _write_zarr(os.fspath(folder), name, value) if is_written else value

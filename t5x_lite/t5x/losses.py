@@ -46,7 +46,6 @@ def _log_sum_exp(logits: Array) -> tuple[Array, Array, Array]:
   return shifted, log_sum, log_sum + largest
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def cross_entropy_with_logits(logits: Array, targets: Array, z_loss: float) -> tuple[Array, Array]:
   """Cross entropy against target distributions.
 
@@ -61,24 +60,6 @@ def cross_entropy_with_logits(logits: Array, targets: Array, z_loss: float) -> t
   shifted, log_sum, log_z = _log_sum_exp(logits)
   total_z_loss = z_loss * jnp.square(log_z)
   return jnp.sum(targets * (log_sum[..., None] - shifted), axis=-1) + total_z_loss, total_z_loss
-
-
-def _dense_forward(logits, targets, z_loss):
-  return cross_entropy_with_logits(logits, targets, z_loss), (logits, targets)
-
-
-def _dense_backward(z_loss, residuals, cotangents):
-  logits, targets = residuals
-  grad_loss, grad_z_loss = (g[..., None] for g in cotangents)
-  shifted, log_sum, log_z = _log_sum_exp(logits)
-  log_probs = shifted - log_sum[..., None]
-  grad_log_z = grad_loss * jnp.sum(targets, axis=-1, keepdims=True)
-  grad_log_z += (grad_loss + grad_z_loss) * 2 * z_loss * log_z[..., None]
-  grad_logits = grad_log_z * jnp.exp(log_probs) - grad_loss * targets
-  return grad_logits.astype(logits.dtype), (-grad_loss * log_probs).astype(targets.dtype)
-
-
-cross_entropy_with_logits.defvjp(_dense_forward, _dense_backward)
 
 
 def _smoothed(vocab_size: int, label_smoothing: float) -> tuple[float, float]:
@@ -96,9 +77,7 @@ def _is_target(logits: Array, targets: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def integer_cross_entropy(
-    logits: Array, targets: Array, label_smoothing: float, z_loss: float
-) -> tuple[Array, Array]:
+def integer_cross_entropy(logits: Array, targets: Array, label_smoothing: float, z_loss: float) -> tuple[Array, Array]:
   """`cross_entropy_with_logits` against smoothed integer targets.
 
   Args:
@@ -140,12 +119,12 @@ integer_cross_entropy.defvjp(_integer_forward, _integer_backward)
 
 
 def compute_weighted_cross_entropy(
-    logits: Array,
-    targets: Array,
-    weights: Array | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    loss_normalizing_factor: float | Array | None = None,
+  logits: Array,
+  targets: Array,
+  weights: Array | None = None,
+  label_smoothing: float = 0.0,
+  z_loss: float = 0.0,
+  loss_normalizing_factor: float | Array | None = None,
 ) -> tuple[Array, Array, Array]:
   """Sums the weighted cross entropy of a batch.
 
@@ -168,10 +147,9 @@ def compute_weighted_cross_entropy(
   """
   if logits.ndim != targets.ndim + 1 or logits.shape[:-1] != targets.shape:
     raise ValueError(
-        f'Logits {logits.shape} do not fit targets {targets.shape}: give logits [B, L, V] and '
-        'integer targets [B, L].')
-  loss, total_z_loss = integer_cross_entropy(
-      logits, targets.astype(jnp.int32), label_smoothing, z_loss)
+      f'Logits {logits.shape} do not fit targets {targets.shape}: give logits [B, L, V] and integer targets [B, L].'
+    )
+  loss, total_z_loss = integer_cross_entropy(logits, targets.astype(jnp.int32), label_smoothing, z_loss)
   if label_smoothing:
     right, wrong = _smoothed(logits.shape[-1], label_smoothing)
     loss += right * math.log(right + 1e-20) + label_smoothing * math.log(wrong + 1e-20)
@@ -195,9 +173,7 @@ def convert_special_loss_normalizing_factor_to_enum(name: str) -> SpecialLossNor
     return SpecialLossNormalizingFactor[name.upper()]
   except KeyError:
     known = ', '.join(SpecialLossNormalizingFactor.__members__)
-    raise ValueError(
-        f'Unknown loss_normalizing_factor {name!r}: give a number, None, or one of {known}.'
-    ) from None
+    raise ValueError(f'Unknown loss_normalizing_factor {name!r}: give a number, None, or one of {known}.') from None
 
 
 def _sum_of_own_sequence(weights: Array, segment_ids: Array | None) -> Array:
@@ -214,7 +190,7 @@ def _sum_of_own_sequence(weights: Array, segment_ids: Array | None) -> Array:
 
 
 def get_loss_normalizing_factor_and_weights(
-    loss_normalizing_factor: LossNormalizingFactor, batch: Mapping[str, Array]
+  loss_normalizing_factor: LossNormalizingFactor, batch: Mapping[str, Array]
 ) -> tuple[float | Array | None, Array | None]:
   """Resolves the normaliser and the loss weights of a batch.
 

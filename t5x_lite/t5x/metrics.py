@@ -99,9 +99,7 @@ class AveragePerStep(Step):
     return cls(steps=0, total=jnp.float32(0))
 
   @classmethod
-  def from_model_output(
-      cls, values: Scalar, mask: Array | None = None, steps: Scalar | None = 1, **_
-  ) -> AveragePerStep:
+  def from_model_output(cls, values: Scalar, mask: Array | None = None, steps: Scalar | None = 1, **_) -> AveragePerStep:
     """Sums `values`, where `mask` is true, as the result of `steps` steps."""
     return cls(steps=steps, total=_masked_sum(values, mask))
 
@@ -151,8 +149,7 @@ class Time(clu_metrics.Metric):
       ValueError: if it was not set.
     """
     if self.duration is None:
-      raise ValueError(
-          f'{type(self).__name__} has no `duration`: call `replace_duration(s)` first.')
+      raise ValueError(f'{type(self).__name__} has no `duration`: call `replace_duration(s)` first.')
     return self.duration
 
 
@@ -216,29 +213,28 @@ def is_time_metric(obj: Any) -> bool:
 
 def set_time_metrics_duration(metrics: Any, duration: Scalar) -> Any:
   """Returns the tree `metrics` with `duration` (seconds) set in every `Time`."""
-  return jax.tree.map(
-      lambda m: m.replace_duration(duration) if is_time_metric(m) else m,
-      metrics, is_leaf=is_metric_obj)
+  return jax.tree.map(lambda m: m.replace_duration(duration) if is_time_metric(m) else m, metrics, is_leaf=is_metric_obj)
 
 
 def set_step_metrics_num_steps(metrics: Any, num_steps: Scalar) -> Any:
   """Returns the tree `metrics` with `num_steps` set in every `Step`."""
-  return jax.tree.map(
-      lambda m: m.replace_steps(num_steps) if isinstance(m, Step) else m,
-      metrics, is_leaf=is_metric_obj)
+  return jax.tree.map(lambda m: m.replace_steps(num_steps) if isinstance(m, Step) else m, metrics, is_leaf=is_metric_obj)
 
 
 def shape_obj_to_defined_obj(obj: clu_metrics.Metric) -> clu_metrics.Metric:
   """Turns a metric of shapes, as `jax.eval_shape` returns it, into one of zeros."""
-  return dataclasses.replace(obj, **{
+  return dataclasses.replace(
+    obj,
+    **{
       field.name: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), getattr(obj, field.name))
-      for field in dataclasses.fields(obj)})
+      for field in dataclasses.fields(obj)
+    },
+  )
 
 
 def create_metrics_dict(float_metrics_dict: Mapping[str, Any]) -> dict[str, clu_metrics.Metric]:
   """Wraps each plain number as a `Sum`; metrics stay as they are."""
-  return {name: value if is_metric_obj(value) else Sum(total=value)
-          for name, value in float_metrics_dict.items()}
+  return {name: value if is_metric_obj(value) else Sum(total=value) for name, value in float_metrics_dict.items()}
 
 
 def count_packed_examples(segment_ids: Array) -> Array:
@@ -249,12 +245,12 @@ def count_packed_examples(segment_ids: Array) -> Array:
 
 
 def compute_base_metrics(
-    logits: Array,
-    targets: Array,
-    mask: Array | None,
-    loss: Array,
-    z_loss: Array | None = None,
-    segment_ids: Mapping[str, Array] | None = None,
+  logits: Array,
+  targets: Array,
+  mask: Array | None,
+  loss: Array,
+  z_loss: Array | None = None,
+  segment_ids: Mapping[str, Array] | None = None,
 ) -> MetricsMap:
   """Computes the metrics of one batch.
 
@@ -275,35 +271,32 @@ def compute_base_metrics(
   num_tokens = num_positions if mask is None else jnp.sum(mask)
   num_devices = jax.device_count()
   metrics = {
-      'accuracy': clu_metrics.Accuracy.from_model_output(
-          logits=logits, labels=targets.astype(jnp.int32), mask=mask),
-      'loss': per_step(loss),
-      'loss_per_nonpadding_target_token': average(total=loss, count=num_tokens),
-      'loss_per_all_target_tokens': average(total=loss, count=jnp.int32(num_positions)),
-      'timing/seqs': Sum.from_model_output(targets.shape[0]),
-      'timing/seconds': Time(),
-      'timing/steps_per_second': StepsPerTime.from_model_output(),
-      'timing/seqs_per_second': rate(jnp.float32(targets.shape[0])),
-      'timing/seqs_per_second_per_core': rate(jnp.float32(targets.shape[0] / num_devices)),
-      'timing/target_tokens_per_second': rate(jnp.float32(num_positions)),
-      'timing/target_tokens_per_second_per_core': rate(jnp.float32(num_positions / num_devices)),
-      'non_padding_fraction/loss_weights': average(
-          total=num_tokens, count=jnp.int32(num_positions)),
+    'accuracy': clu_metrics.Accuracy.from_model_output(logits=logits, labels=targets.astype(jnp.int32), mask=mask),
+    'loss': per_step(loss),
+    'loss_per_nonpadding_target_token': average(total=loss, count=num_tokens),
+    'loss_per_all_target_tokens': average(total=loss, count=jnp.int32(num_positions)),
+    'timing/seqs': Sum.from_model_output(targets.shape[0]),
+    'timing/seconds': Time(),
+    'timing/steps_per_second': StepsPerTime.from_model_output(),
+    'timing/seqs_per_second': rate(jnp.float32(targets.shape[0])),
+    'timing/seqs_per_second_per_core': rate(jnp.float32(targets.shape[0] / num_devices)),
+    'timing/target_tokens_per_second': rate(jnp.float32(num_positions)),
+    'timing/target_tokens_per_second_per_core': rate(jnp.float32(num_positions / num_devices)),
+    'non_padding_fraction/loss_weights': average(total=num_tokens, count=jnp.int32(num_positions)),
   }
   if z_loss is not None:
     metrics |= {
-        'z_loss': per_step(z_loss),
-        'z_loss_per_all_target_tokens': average(total=z_loss, count=jnp.int32(num_positions)),
-        'cross_ent_loss': per_step(loss - z_loss),
-        'cross_ent_loss_per_all_target_tokens': average(
-            total=loss - z_loss, count=jnp.int32(num_positions)),
+      'z_loss': per_step(z_loss),
+      'z_loss_per_all_target_tokens': average(total=z_loss, count=jnp.int32(num_positions)),
+      'cross_ent_loss': per_step(loss - z_loss),
+      'cross_ent_loss_per_all_target_tokens': average(total=loss - z_loss, count=jnp.int32(num_positions)),
     }
   if segment_ids:
     real = {name: jnp.sum(ids != 0) for name, ids in segment_ids.items()}
     for name, ids in segment_ids.items():
       metrics[f'effective_batch_size/{name}'] = per_step(count_packed_examples(ids))
-      metrics[f'non_padding_fraction/{name}'] = average(
-          total=real[name], count=jnp.int32(ids.size))
+      metrics[f'non_padding_fraction/{name}'] = average(total=real[name], count=jnp.int32(ids.size))
     metrics['non_padding_fraction/overall'] = average(
-        total=sum(real.values()), count=jnp.int32(sum(ids.size for ids in segment_ids.values())))
+      total=sum(real.values()), count=jnp.int32(sum(ids.size for ids in segment_ids.values()))
+    )
   return metrics

@@ -11,8 +11,8 @@ import abc
 import dataclasses
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any, Protocol
-from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -34,24 +34,8 @@ compute_base_metrics = metrics_lib.compute_base_metrics
 count_packed_examples = metrics_lib.count_packed_examples
 PyTree = Any
 PyTreeDef = jax.tree_util.PyTreeDef
-
-
-class DecodeFnCallable(Protocol):
-  """A decoding algorithm, such as `decoding.beam_search`; see there for the arguments."""
-
-  def __call__(
-      self,
-      *,
-      inputs: Array,
-      cache: Mapping[str, Array],
-      tokens_to_logits: TokensIdsToLogitsCallable,
-      eos_id: int,
-      num_decodes: int,
-      decode_rng: Array | None = None,
-      cache_offset: int = 0,
-      **kwargs,
-  ) -> tuple[Array, Array]:
-    ...
+# A decoding algorithm, such as `decoding.beam_search`; see there for the arguments, which are given by name.
+DecodeFnCallable = Callable[..., tuple[Array, Array]]
 
 
 class _LazyFeatureConverter:

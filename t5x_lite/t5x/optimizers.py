@@ -51,7 +51,7 @@ class OptimizerDef(abc.ABC):
 
   @abc.abstractmethod
   def apply_gradient(
-      self, hyper_params: Any, params: PyTree, state: OptimizerState, grads: PyTree
+    self, hyper_params: Any, params: PyTree, state: OptimizerState, grads: PyTree
   ) -> tuple[PyTree, OptimizerState]:
     """Makes one update.
 
@@ -88,23 +88,22 @@ class OptimizerDef(abc.ABC):
 
   def state_dict(self, target: PyTree, state: OptimizerState) -> dict[str, Any]:
     """Returns nested dictionaries with string keys; nodes without any array are left out."""
-    return serialization.to_state_dict({
+    return serialization.to_state_dict(
+      {
         'target': serialization.to_state_dict(target),
-        'state': {
-            'step': state.step,
-            'param_states': _drop_empty_nodes(serialization.to_state_dict(state.param_states)),
-        },
-    })
+        'state': {'step': state.step, 'param_states': _drop_empty_nodes(serialization.to_state_dict(state.param_states))},
+      }
+    )
 
   def restore_state(
-      self, opt_target: PyTree, opt_state: OptimizerState, state_dict: Mapping[str, Any]
+    self, opt_target: PyTree, opt_state: OptimizerState, state_dict: Mapping[str, Any]
   ) -> tuple[PyTree, OptimizerState]:
     """Returns (target, state) like the first two arguments, with the values of `state_dict`."""
     target = serialization.from_state_dict(opt_target, state_dict['target'])
     template = serialization.to_state_dict(opt_state.param_states)
     param_states = serialization.from_state_dict(
-        opt_state.param_states,
-        _restore_empty_nodes(template, state_dict['state'].get('param_states', {})))
+      opt_state.param_states, _restore_empty_nodes(template, state_dict['state'].get('param_states', {}))
+    )
     return target, OptimizerState(step=state_dict['state']['step'], param_states=param_states)
 
 
@@ -180,9 +179,10 @@ class OptaxWrapper(OptimizerDef):
     """Args: optax_optimizer: the transformation; it is given the trainable parameters only."""
     if not isinstance(optax_optimizer, optax.GradientTransformation):
       raise ValueError(
-          'OptaxWrapper needs an optax.GradientTransformation, got '
-          f'{type(optax_optimizer).__name__}; the optimizers of this module, e.g. '
-          'optimizers.adamw, are wrapped already.')
+        'OptaxWrapper needs an optax.GradientTransformation, got '
+        f'{type(optax_optimizer).__name__}; the optimizers of this module, e.g. '
+        'optimizers.adamw, are wrapped already.'
+      )
     super().__init__(_OptaxHyperParams())
     self.optax_optimizer = optax_optimizer
 
@@ -194,11 +194,11 @@ class OptaxWrapper(OptimizerDef):
     del hyper_params
     trainable, frozen = state_utils.partition_params(params, self.trainable_mask(params))
     grads = state_utils.unflatten_state_dict(
-        _select(state_utils.flatten_state_dict(grads), state_utils.flatten_state_dict(trainable)))
+      _select(state_utils.flatten_state_dict(grads), state_utils.flatten_state_dict(trainable))
+    )
     updates, param_states = self.optax_optimizer.update(grads, state.param_states, trainable)
     trainable = optax.apply_updates(trainable, updates)
-    return (state_utils.merge_params(trainable, frozen),
-            OptimizerState(state.step + 1, param_states))
+    return (state_utils.merge_params(trainable, frozen), OptimizerState(state.step + 1, param_states))
 
   def derive_logical_axes(self, optimizer: Optimizer, param_logical_axes: PyTree) -> Optimizer:
     """Gives each leaf of the state the axes of the parameter that it mirrors.
@@ -229,9 +229,7 @@ def _select(flat: Mapping[Any, Any], names: Mapping[Any, Any]) -> dict[Any, Any]
   return {k: flat[k] for k in names}
 
 
-def wrap_optax_optimizer(
-    optax_optimizer: Callable[..., optax.GradientTransformation],
-) -> Callable[..., OptaxWrapper]:
+def wrap_optax_optimizer(optax_optimizer: Callable[..., optax.GradientTransformation]) -> Callable[..., OptaxWrapper]:
   """Returns a constructor with the same arguments whose result is wrapped in `OptaxWrapper`."""
 
   @functools.wraps(optax_optimizer)
@@ -248,23 +246,13 @@ def chain(transformations: Sequence[optax.GradientTransformation]) -> OptaxWrapp
 
 # The constructors below take the arguments of the optax functions of the same names.
 adabelief = wrap_optax_optimizer(optax.adabelief)
-adadelta = wrap_optax_optimizer(optax.adadelta)
 adagrad = wrap_optax_optimizer(optax.adagrad)
 adam = wrap_optax_optimizer(optax.adam)
-adamax = wrap_optax_optimizer(optax.adamax)
 adamw = wrap_optax_optimizer(optax.adamw)
-amsgrad = wrap_optax_optimizer(optax.amsgrad)
-fromage = wrap_optax_optimizer(optax.fromage)
 lamb = wrap_optax_optimizer(optax.lamb)
-lars = wrap_optax_optimizer(optax.lars)
 lion = wrap_optax_optimizer(optax.lion)
-noisy_sgd = wrap_optax_optimizer(optax.noisy_sgd)
-novograd = wrap_optax_optimizer(optax.novograd)
-radam = wrap_optax_optimizer(optax.radam)
 rmsprop = wrap_optax_optimizer(optax.rmsprop)
 sgd = wrap_optax_optimizer(optax.sgd)
-sm3 = wrap_optax_optimizer(optax.sm3)
-yogi = wrap_optax_optimizer(optax.yogi)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -282,8 +270,7 @@ class MultiOptimizer(OptimizerDef):
   The parts' optimizers must keep one state for each parameter, as `adafactor.Adafactor` does.
   """
 
-  def __init__(
-      self, traversals_and_optimizers: Sequence[tuple[traverse_util.Traversal, OptimizerDef]]):
+  def __init__(self, traversals_and_optimizers: Sequence[tuple[traverse_util.Traversal, OptimizerDef]]):
     """Says who trains what.
 
     Args:
@@ -298,8 +285,9 @@ class MultiOptimizer(OptimizerDef):
     for definition in self.sub_optimizers:
       if isinstance(definition, OptaxWrapper):
         raise ValueError(
-            'MultiOptimizer does not take optax optimizers, whose state is no tree of parameters; '
-            'write OptaxWrapper(optax.multi_transform(...)) instead.')
+          'MultiOptimizer does not take optax optimizers, whose state is no tree of parameters; '
+          'write OptaxWrapper(optax.multi_transform(...)) instead.'
+        )
     super().__init__([definition.hyper_params for definition in self.sub_optimizers])
 
   def _names(self, params: PyTree) -> list[list[tuple[str, ...]]]:
@@ -311,13 +299,11 @@ class MultiOptimizer(OptimizerDef):
     names = []
     taken = set()
     for traversal in self.traversals:
-      marked = traverse_util.flatten_dict(
-          traversal.update(lambda _: _Marked, flax.core.unfreeze(params)))
+      marked = traverse_util.flatten_dict(traversal.update(lambda _: _Marked, flax.core.unfreeze(params)))
       names.append([k for k, v in marked.items() if v is _Marked])
       overlap = sorted('/'.join(k) for k in taken.intersection(names[-1]))
       if overlap:
-        raise ValueError(
-            f'MultiOptimizer: more than one traversal selects {overlap}; narrow a filter.')
+        raise ValueError(f'MultiOptimizer: more than one traversal selects {overlap}; narrow a filter.')
       taken.update(names[-1])
     return names
 
@@ -325,13 +311,11 @@ class MultiOptimizer(OptimizerDef):
     """Yields (i, sub-optimizer, *the selected subtree of each of `trees`)."""
     flat_trees = [traverse_util.flatten_dict(flax.core.unfreeze(tree)) for tree in trees]
     for i, (names, definition) in enumerate(zip(self._names(params), self.sub_optimizers)):
-      yield (i, definition, *(traverse_util.unflatten_dict(_select(flat, dict.fromkeys(names)))
-                              for flat in flat_trees))
+      yield (i, definition, *(traverse_util.unflatten_dict(_select(flat, dict.fromkeys(names))) for flat in flat_trees))
 
   def trainable_mask(self, params: PyTree) -> PyTree:
     selected = {k for names in self._names(params) for k in names}
-    return traverse_util.unflatten_dict(
-        {k: k in selected for k in traverse_util.flatten_dict(params)})
+    return traverse_util.unflatten_dict({k: k in selected for k in traverse_util.flatten_dict(params)})
 
   def update_hyper_params(self, **overrides) -> list[Any]:
     return [definition.update_hyper_params(**overrides) for definition in self.sub_optimizers]
@@ -352,23 +336,18 @@ class MultiOptimizer(OptimizerDef):
   def apply_gradient(self, hyper_params, params, state, grads):
     new_params = traverse_util.flatten_dict(params)
     states = traverse_util.flatten_dict(state.param_states)
-    for i, definition, part, sub_states, sub_grads in self._parts(
-        params, params, state.param_states, grads):
-      part, sub_state = definition.apply_gradient(
-          hyper_params[i], part, OptimizerState(state.step, sub_states), sub_grads)
+    for i, definition, part, sub_states, sub_grads in self._parts(params, params, state.param_states, grads):
+      part, sub_state = definition.apply_gradient(hyper_params[i], part, OptimizerState(state.step, sub_states), sub_grads)
       new_params.update(traverse_util.flatten_dict(part))
       states.update(traverse_util.flatten_dict(sub_state.param_states))
-    return (traverse_util.unflatten_dict(new_params),
-            OptimizerState(state.step + 1, traverse_util.unflatten_dict(states)))
+    return (traverse_util.unflatten_dict(new_params), OptimizerState(state.step + 1, traverse_util.unflatten_dict(states)))
 
   def derive_logical_axes(self, optimizer: Optimizer, param_logical_axes: PyTree) -> Optimizer:
     params, states = optimizer.target, optimizer.state.param_states
     all_axes = dict.fromkeys(traverse_util.flatten_dict(params))
-    for _, definition, part, sub_states, axes in self._parts(
-        params, params, states, param_logical_axes):
+    for _, definition, part, sub_states, axes in self._parts(params, params, states, param_logical_axes):
       derived = definition.derive_logical_axes(
-          Optimizer(definition, OptimizerState(optimizer.state.step, sub_states), part), axes)
+        Optimizer(definition, OptimizerState(optimizer.state.step, sub_states), part), axes
+      )
       all_axes.update(traverse_util.flatten_dict(derived.state.param_states))
-    return optimizer.replace(
-        state=OptimizerState(None, traverse_util.unflatten_dict(all_axes)),
-        target=param_logical_axes)
+    return optimizer.replace(state=OptimizerState(None, traverse_util.unflatten_dict(all_axes)), target=param_logical_axes)

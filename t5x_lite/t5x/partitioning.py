@@ -6,7 +6,6 @@ split, so that the same model runs on one device or on many; `jax.jit` does the 
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
@@ -48,9 +47,7 @@ class DataLayout:
 
 
 def standard_logical_axis_rules(
-    activation_partitioning_dims: int = 1,
-    parameter_partitioning_dims: int = 1,
-    additional_rules: LogicalAxisRules | None = None,
+  activation_partitioning_dims: int = 1, parameter_partitioning_dims: int = 1, additional_rules: LogicalAxisRules | None = None
 ) -> LogicalAxisRules:
   """Returns T5X's rules.
 
@@ -60,27 +57,27 @@ def standard_logical_axis_rules(
     additional_rules: appended; for a name with several rules the first one that is free is used.
   """
   embed = {
-      (1, 1): [('embed', None)],
-      (2, 1): [('embed', 'model')],
-      (1, 2): [('embed', 'data')],
-      (2, 2): [('embed', 'model'), ('embed', 'data')],
+    (1, 1): [('embed', None)],
+    (2, 1): [('embed', 'model')],
+    (1, 2): [('embed', 'data')],
+    (2, 2): [('embed', 'model'), ('embed', 'data')],
   }.get((activation_partitioning_dims, parameter_partitioning_dims))
   if embed is None:
     raise ValueError(
-        'activation_partitioning_dims and parameter_partitioning_dims must be 1 or 2, got '
-        f'{activation_partitioning_dims} and {parameter_partitioning_dims}.')
+      'activation_partitioning_dims and parameter_partitioning_dims must be 1 or 2, got '
+      f'{activation_partitioning_dims} and {parameter_partitioning_dims}.'
+    )
   split = [(name, 'model') for name in ('vocab', 'mlp', 'heads', 'joined_kv')]
-  whole = [(name, None) for name in (
-      'kv', 'relpos_buckets', 'abspos_buckets', 'length', 'layers', 'stack', 'mlp_activations')]
+  whole = [(name, None) for name in ('kv', 'relpos_buckets', 'abspos_buckets', 'length', 'layers', 'stack', 'mlp_activations')]
   return (('batch', 'data'), *split, *embed, *whole, *(additional_rules or ()))
 
 
 def default_mesh(
-    num_partitions: int | None,
-    model_parallel_submesh: Sequence[int] | None = None,
-    backend: str | None = None,
-    ici_mesh_shape: Sequence[int] | None = None,
-    dcn_mesh_shape: Sequence[int] | None = None,
+  num_partitions: int | None,
+  model_parallel_submesh: Sequence[int] | None = None,
+  backend: str | None = None,
+  ici_mesh_shape: Sequence[int] | None = None,
+  dcn_mesh_shape: Sequence[int] | None = None,
 ) -> Mesh:
   """Builds a mesh over all devices with the axes (data, model).
 
@@ -104,11 +101,11 @@ def default_mesh(
     across = tuple(dcn_mesh_shape or (1,) * len(shape))
     if len(shape) != 2 or len(across) != 2 or math.prod(shape + across) != len(devices):
       raise ValueError(
-          f'ici_mesh_shape {shape} and dcn_mesh_shape {across} must be (data, model) pairs whose '
-          f'product is the number of devices, {len(devices)}.')
+        f'ici_mesh_shape {shape} and dcn_mesh_shape {across} must be (data, model) pairs whose '
+        f'product is the number of devices, {len(devices)}.'
+      )
     if math.prod(across) > 1:
-      return Mesh(
-          mesh_utils.create_hybrid_device_mesh(shape, across, devices), ('data', 'model'))
+      return Mesh(mesh_utils.create_hybrid_device_mesh(shape, across, devices), ('data', 'model'))
   else:
     if dcn_mesh_shape is not None:
       raise ValueError('dcn_mesh_shape needs ici_mesh_shape; give both, or num_partitions alone.')
@@ -116,9 +113,7 @@ def default_mesh(
       num_partitions = math.prod(model_parallel_submesh)
     if not num_partitions or num_partitions < 1 or len(devices) % num_partitions:
       divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-      raise ValueError(
-          f'num_partitions={num_partitions} does not divide the {len(devices)} devices; use one of '
-          f'{divisors}.')
+      raise ValueError(f'num_partitions={num_partitions} does not divide the {len(devices)} devices; use one of {divisors}.')
     shape = (len(devices) // num_partitions, num_partitions)
   return Mesh(mesh_utils.create_device_mesh(shape, devices), ('data', 'model'))
 
@@ -153,34 +148,64 @@ class PjittedFnWithContext:
       return self._jitted_fn.lower(*args)
 
 
-class BasePartitioner(abc.ABC):
-  """Decides where the train state and the batches live and compiles functions accordingly."""
+def _is_axes(x: Any) -> bool:
+  return x is None or isinstance(x, (PartitionSpec, jax.sharding.Sharding))
+
+
+class PjitPartitioner:
+  """Decides by rules from axis names to mesh axes where arrays live, and compiles functions with `jax.jit` accordingly."""
 
   def __init__(
-      self,
-      num_partitions: int | None = None,
-      model_parallel_submesh: Sequence[int] | None = None,
-      params_on_devices: bool = True,
-      backend: str | None = None,
-      ici_mesh_shape: Sequence[int] | None = None,
-      dcn_mesh_shape: Sequence[int] | None = None,
+    self,
+    num_partitions: int | None = None,
+    model_parallel_submesh: Sequence[int] | None = None,
+    params_on_devices: bool = True,
+    backend: str | None = None,
+    ici_mesh_shape: Sequence[int] | None = None,
+    dcn_mesh_shape: Sequence[int] | None = None,
+    logical_axis_rules: LogicalAxisRules | None = None,
   ):
-    """Describes the mesh, see `default_mesh`; `params_on_devices` is for T5X's interface."""
+    """Describes mesh and rules.
+
+    Args:
+      num_partitions: number of devices over which one copy of the model is split.
+      model_parallel_submesh: the same as chips along each dimension.
+      params_on_devices: must be True; here for T5X's interface.
+      backend: e.g. 'cpu'; None is jax's default.
+      ici_mesh_shape: (data, model) within a slice, in place of `num_partitions`.
+      dcn_mesh_shape: (data, model) across slices.
+      logical_axis_rules: [(axis name, mesh axis or None)]; None means
+        `standard_logical_axis_rules()`.
+
+    Raises:
+      ValueError: for a rule with an unknown mesh axis, or without any size of the model axis.
+    """
     given = [num_partitions, model_parallel_submesh, ici_mesh_shape]
     if all(value is None for value in given):
+      raise ValueError('PjitPartitioner needs num_partitions (1: data parallel) or model_parallel_submesh.')
+    if (
+      num_partitions is not None
+      and model_parallel_submesh is not None
+      and (math.prod(model_parallel_submesh) != num_partitions)
+    ):
       raise ValueError(
-          'PjitPartitioner needs num_partitions (1: data parallel) or model_parallel_submesh.')
-    if num_partitions is not None and model_parallel_submesh is not None and (
-        math.prod(model_parallel_submesh) != num_partitions):
-      raise ValueError(
-          f'num_partitions={num_partitions} contradicts '
-          f'model_parallel_submesh={tuple(model_parallel_submesh)}; give one of them.')
-    self._mesh_args = (
-        num_partitions, model_parallel_submesh, backend, ici_mesh_shape, dcn_mesh_shape)
+        f'num_partitions={num_partitions} contradicts model_parallel_submesh={tuple(model_parallel_submesh)}; give one of them.'
+      )
+    self._mesh_args = (num_partitions, model_parallel_submesh, backend, ici_mesh_shape, dcn_mesh_shape)
     self._mesh: Mesh | None = None
     if not params_on_devices:
       raise ValueError('params_on_devices=False is not offered: parameters are always on the devices')
     self.params_on_devices = params_on_devices
+    rules = standard_logical_axis_rules() if logical_axis_rules is None else logical_axis_rules
+    self._logical_axis_rules = tuple((name, axis) for name, axis in rules)
+    for name, axis in self._logical_axis_rules:
+      if axis not in (None, 'data', 'model'):
+        raise ValueError(f"logical_axis_rules: ({name!r}, {axis!r}) must map to 'data', 'model' or None.")
+
+  @property
+  def logical_axis_rules(self) -> LogicalAxisRules:
+    """The rules under which functions run."""
+    return self._logical_axis_rules
 
   @property
   def mesh(self) -> Mesh:
@@ -199,19 +224,7 @@ class BasePartitioner(abc.ABC):
     """Size of the data axis of the mesh."""
     return self.mesh.shape['data']
 
-  @property
-  def data_shards(self) -> int:
-    """Number of parts in which the processes read the data."""
-    return self.get_data_layout().num_shards
-
-  @property
-  def data_shard_id(self) -> int:
-    """The part that this process reads."""
-    return self.get_data_layout().shard_id
-
-  def get_data_layout(
-      self, batch_size: int | None = None, host_index: int | None = None
-  ) -> DataLayout:
+  def get_data_layout(self, batch_size: int | None = None, host_index: int | None = None) -> DataLayout:
     """Returns what a process reads of each batch.
 
     Args:
@@ -226,8 +239,9 @@ class BasePartitioner(abc.ABC):
     if batch_size < 1 or batch_size % size:
       near = max(size, round(batch_size / size) * size)
       raise ValueError(
-          f'Batch size {batch_size} is not divisible by the data axis of the mesh, {size} devices; '
-          f'use a multiple of {size}, e.g. {near}.')
+        f'Batch size {batch_size} is not divisible by the data axis of the mesh, {size} devices; '
+        f'use a multiple of {size}, e.g. {near}.'
+      )
     # Processes that hold devices with the same data coordinates read the same part.
     coordinates: dict[int, set[int]] = {}
     for row, devices in enumerate(self.mesh.devices):
@@ -236,8 +250,9 @@ class BasePartitioner(abc.ABC):
     parts = sorted({tuple(sorted(rows)) for rows in coordinates.values()})
     if sum(map(len, parts)) != size or len({len(part) for part in parts}) != 1:
       raise ValueError(
-          f'The processes do not hold equal parts of the data axis: {parts}; choose num_partitions '
-          'so that it divides the devices of a process or is a multiple of them.')
+        f'The processes do not hold equal parts of the data axis: {parts}; choose num_partitions '
+        'so that it divides the devices of a process or is a multiple of them.'
+      )
     host = jax.process_index() if host_index is None else host_index
     part = tuple(sorted(coordinates[host]))
     first = min(p for p, rows in coordinates.items() if tuple(sorted(rows)) == part)
@@ -254,25 +269,20 @@ class BasePartitioner(abc.ABC):
     """
     sharding = NamedSharding(self.mesh, self.data_partition_spec)
     return jax.tree.map(
-        lambda x: x if isinstance(x, jax.Array) else (
-            jax.make_array_from_process_local_data(sharding, np.asarray(x))), batch)
+      lambda x: x if isinstance(x, jax.Array) else (jax.make_array_from_process_local_data(sharding, np.asarray(x))), batch
+    )
 
   def get_logical_axes(self, train_state: TrainState) -> TrainState:
     """Returns the train state with a PartitionSpec of axis names, or None, for each array."""
     return train_state.as_logical_axes()
 
-  @abc.abstractmethod
-  def get_mesh_axes(self, train_state: TrainState) -> TrainState:
-    """Returns the train state with a PartitionSpec of mesh axes, or None, for each array."""
-
-  @abc.abstractmethod
   def partition(
-      self,
-      fn: Callable[..., Any],
-      in_axis_resources: PyTree,
-      out_axis_resources: PyTree,
-      static_argnums: int | Sequence[int] = (),
-      donate_argnums: int | Sequence[int] = (),
+    self,
+    fn: Callable[..., Any],
+    in_axis_resources: PyTree,
+    out_axis_resources: PyTree,
+    static_argnums: int | Sequence[int] = (),
+    donate_argnums: int | Sequence[int] = (),
   ) -> PjittedFnWithContext:
     """Returns `fn` compiled for the mesh.
 
@@ -284,6 +294,14 @@ class BasePartitioner(abc.ABC):
       static_argnums: arguments that are no arrays; they have no entry in `in_axis_resources`.
       donate_argnums: arguments whose memory may be used for the result.
     """
+    jitted = jax.jit(
+      fn,
+      in_shardings=self.shardings(in_axis_resources),
+      out_shardings=self.shardings(out_axis_resources),
+      static_argnums=static_argnums,
+      donate_argnums=donate_argnums,
+    )
+    return PjittedFnWithContext(jitted, self.mesh, self.logical_axis_rules)
 
   def compile(self, partitioned_fn: PjittedFnWithContext, *args) -> Any:
     """Returns the executable for these arguments (arrays or shapes), with `cost_analysis()`."""
@@ -292,81 +310,16 @@ class BasePartitioner(abc.ABC):
   def shardings(self, axis_resources: PyTree) -> PyTree:
     """Returns NamedShardings for PartitionSpecs of mesh axes; None means a copy on every device."""
     return jax.tree.map(
-        lambda spec: spec if isinstance(spec, jax.sharding.Sharding) else NamedSharding(
-            self.mesh, PartitionSpec() if spec is None else spec),
-        axis_resources, is_leaf=_is_axes)
+      lambda spec: (
+        spec if isinstance(spec, jax.sharding.Sharding) else NamedSharding(self.mesh, PartitionSpec() if spec is None else spec)
+      ),
+      axis_resources,
+      is_leaf=_is_axes,
+    )
 
-  def move_params_to_devices(
-      self, train_state: TrainState, train_state_axes: TrainState
-  ) -> TrainState:
+  def move_params_to_devices(self, train_state: TrainState, train_state_axes: TrainState) -> TrainState:
     """Returns the train state laid out over the mesh as its PartitionSpecs say."""
     return jax.device_put(train_state, self.shardings(train_state_axes))
-
-
-def _is_axes(x: Any) -> bool:
-  return x is None or isinstance(x, (PartitionSpec, jax.sharding.Sharding))
-
-
-class BasePjitPartitioner(BasePartitioner):
-  """Partitions by `jax.jit` with shardings."""
-
-  @property
-  def logical_axis_rules(self) -> LogicalAxisRules:
-    """The rules under which functions run."""
-    return ()
-
-  def partition(
-      self, fn, in_axis_resources, out_axis_resources, static_argnums=(), donate_argnums=()):
-    jitted = jax.jit(
-        fn,
-        in_shardings=self.shardings(in_axis_resources),
-        out_shardings=self.shardings(out_axis_resources),
-        static_argnums=static_argnums,
-        donate_argnums=donate_argnums)
-    return PjittedFnWithContext(jitted, self.mesh, self.logical_axis_rules)
-
-
-class PjitPartitioner(BasePjitPartitioner):
-  """Partitions by rules from axis names to mesh axes."""
-
-  def __init__(
-      self,
-      num_partitions: int | None = None,
-      model_parallel_submesh: Sequence[int] | None = None,
-      params_on_devices: bool = True,
-      backend: str | None = None,
-      ici_mesh_shape: Sequence[int] | None = None,
-      dcn_mesh_shape: Sequence[int] | None = None,
-      logical_axis_rules: LogicalAxisRules | None = None,
-  ):
-    """Describes mesh and rules.
-
-    Args:
-      num_partitions: number of devices over which one copy of the model is split.
-      model_parallel_submesh: the same as chips along each dimension.
-      params_on_devices: must be True; here for T5X's interface.
-      backend: e.g. 'cpu'; None is jax's default.
-      ici_mesh_shape: (data, model) within a slice, in place of `num_partitions`.
-      dcn_mesh_shape: (data, model) across slices.
-      logical_axis_rules: [(axis name, mesh axis or None)]; None means
-        `standard_logical_axis_rules()`.
-
-    Raises:
-      ValueError: for a rule with an unknown mesh axis, or without any size of the model axis.
-    """
-    super().__init__(
-        num_partitions, model_parallel_submesh, params_on_devices, backend, ici_mesh_shape,
-        dcn_mesh_shape)
-    rules = standard_logical_axis_rules() if logical_axis_rules is None else logical_axis_rules
-    self._logical_axis_rules = tuple((name, axis) for name, axis in rules)
-    for name, axis in self._logical_axis_rules:
-      if axis not in (None, 'data', 'model'):
-        raise ValueError(
-            f"logical_axis_rules: ({name!r}, {axis!r}) must map to 'data', 'model' or None.")
-
-  @property
-  def logical_axis_rules(self) -> LogicalAxisRules:
-    return self._logical_axis_rules
 
   def get_mesh_axes(self, train_state: TrainState) -> TrainState:
     """Returns PartitionSpecs of mesh axes for the arrays or shapes of `train_state`.
@@ -380,8 +333,9 @@ class PjitPartitioner(BasePjitPartitioner):
       unknown = [axis for axis in axes or () if axis not in known]
       if unknown:
         raise ValueError(
-            f'{name}: no rule for the axis {unknown[0]!r}; add e.g. ({unknown[0]!r}, None) to the '
-            'additional_rules of standard_logical_axis_rules.')
+          f'{name}: no rule for the axis {unknown[0]!r}; add e.g. ({unknown[0]!r}, None) to the '
+          'additional_rules of standard_logical_axis_rules.'
+        )
 
     def to_mesh_axes(axes):
       if axes is None:
@@ -392,17 +346,21 @@ class PjitPartitioner(BasePjitPartitioner):
     self._check_divisible(train_state, logical_axes, mesh_axes)
     return mesh_axes
 
-  def _check_divisible(
-      self, train_state: TrainState, logical_axes: TrainState, mesh_axes: TrainState
-  ) -> None:
-    shapes, names, specs = (state_utils.flatten_state_dict(state.state_dict())
-                            for state in (train_state, logical_axes, mesh_axes))
+  def _check_divisible(self, train_state: TrainState, logical_axes: TrainState, mesh_axes: TrainState) -> None:
+    shapes, names, specs = (
+      state_utils.flatten_state_dict(state.state_dict()) for state in (train_state, logical_axes, mesh_axes)
+    )
     for name, spec in specs.items():
       for dim, mesh_axis in enumerate(spec or ()):
         size = shapes[name].shape[dim]
         parts = 1 if mesh_axis is None else self.mesh.shape[mesh_axis]
         if size % parts:
           raise ValueError(
-              f'{name}: dimension {dim} ({names[name][dim]!r}, size {size}) is not divisible by '
-              f'the {parts} devices of mesh axis {mesh_axis!r}; change num_partitions or map the '
-              'axis to None in logical_axis_rules.')
+            f'{name}: dimension {dim} ({names[name][dim]!r}, size {size}) is not divisible by '
+            f'the {parts} devices of mesh axis {mesh_axis!r}; change num_partitions or map the '
+            'axis to None in logical_axis_rules.'
+          )
+
+
+# The names by which extensions know the interface of a partitioner.
+BasePartitioner = BasePjitPartitioner = PjitPartitioner

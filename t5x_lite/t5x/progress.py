@@ -61,14 +61,8 @@ def _small(metrics: dict[str, Any]) -> dict[str, Any]:
 
 def _line(step: int, values: dict[str, Any]) -> dict[str, Any]:
   """The record of one step from its host values."""
-  line = {'step': step}
-  if 'loss' in values:
-    line['loss'] = float(values['loss'])
-  if 'target_tokens' in values:
-    line['target_tokens'] = int(values['target_tokens'])
-  if 'examples' in values:
-    line['examples'] = int(values['examples'])
-  return line
+  kinds = {'loss': float, 'target_tokens': int, 'examples': int}
+  return {'step': step, **{name: kind(values[name]) for name, kind in kinds.items() if name in values}}
 
 
 def _short(number: float) -> str:

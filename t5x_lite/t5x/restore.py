@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import os
 from typing import Any
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import logging
 from etils import epath
@@ -19,8 +19,6 @@ from t5x import checkpoint_state
 from t5x import checkpoints
 from t5x import state_utils
 from t5x import train_state as train_state_lib
-
-LegacyCheckpointManager = checkpoints.LegacyCheckpointManager
 
 _SAVE_DTYPES = ('float32', 'bfloat16')
 _RESTORE_DTYPES = ('float32', 'float16', 'bfloat16')
@@ -177,6 +175,26 @@ def get_first_valid_restore_config_and_paths(
   return None, []
 
 
+def checkpoints_for_inference(cfg: RestoreCheckpointConfig, fallback_init_rng: int | None) -> Sequence[str]:
+  """Returns the checkpoints to evaluate or infer with; what of them the model does not want is left out.
+
+  Args:
+    cfg: becomes `strict=False` and, where there is a seed, `fallback_to_scratch=True`.
+    fallback_init_rng: seed for parameters that a checkpoint lacks; None: they are an error.
+
+  Raises:
+    ValueError: if there is no checkpoint.
+    FileNotFoundError: if a named one does not exist.
+  """
+  cfg.strict = False
+  if fallback_init_rng is not None:
+    cfg.fallback_to_scratch = True
+  _, paths = get_first_valid_restore_config_and_paths([cfg])
+  if not paths:
+    raise ValueError('There is no checkpoint to work with: set CHECKPOINT_PATH.')
+  return paths
+
+
 class TrainStateInitializer:
   """Makes train states of a model: their shapes, from scratch, or from checkpoints.
 
@@ -241,43 +259,6 @@ class TrainStateInitializer:
     specs = {name: shardings[name].spec for name in names}
     return self._partitioner.partition(initialize, in_axis_resources=None, out_axis_resources=specs)(init_rng)
 
-  def from_checkpoints(
-      self,
-      restore_cfgs: Sequence[RestoreCheckpointConfig],
-      ds_iter: Any = None,
-      init_rng: jax.Array | None = None,
-  ) -> Iterator[tuple[Any, str]]:
-    """Yields (train state, path) for each checkpoint of the first configuration that has any.
-
-    Args:
-      restore_cfgs: see `get_first_valid_restore_config_and_paths`.
-      ds_iter: dataset iterator, restored if the configuration says so.
-      init_rng: initialises what a checkpoint lacks, if the configuration has fallback_to_scratch.
-    """
-    cfg, paths = get_first_valid_restore_config_and_paths(restore_cfgs)
-    for path in paths:
-      state, manager = create_checkpoint_manager_and_restore(
-          self, self._partitioner, cfg, path, init_rng, ds_iter=ds_iter, use_orbax=True
-      )
-      manager.close()
-      yield state, path
-
-  def from_checkpoint(
-      self, ckpt_cfgs: Sequence[RestoreCheckpointConfig], *, ds_iter: Any = None, init_rng: jax.Array | None = None
-  ):
-    """Returns the train state of the only checkpoint, None if there is none; several are a ValueError."""
-    _, paths = get_first_valid_restore_config_and_paths(ckpt_cfgs)
-    if len(paths) > 1:
-      raise ValueError(f"One checkpoint is wanted, found {len(paths)}: give one path, or mode='latest'.")
-    return next((state for state, _ in self.from_checkpoints(ckpt_cfgs, ds_iter, init_rng)), None)
-
-  def from_checkpoint_or_scratch(
-      self, ckpt_cfgs: Sequence[RestoreCheckpointConfig], *, init_rng: jax.Array, ds_iter: Any = None
-  ):
-    """Returns the train state of the only checkpoint, a new one if there is none."""
-    state = self.from_checkpoint(ckpt_cfgs, ds_iter=ds_iter, init_rng=init_rng)
-    return self.from_scratch(init_rng) if state is None else state
-
 
 def get_fallback_state(
     restore_cfg: RestoreCheckpointConfig, init_fn: Callable[..., Any], init_rng: jax.Array | None
@@ -318,31 +299,23 @@ def create_orbax_checkpoint_manager(
   """
   if save_cfg is not None and not model_dir:
     raise ValueError('SaveCheckpointConfig needs a folder: set MODEL_DIR.')
-  saving = {}
-  if save_cfg is not None:
-    saving = {
-        'save_dtype': save_cfg.dtype,
-        'keep': save_cfg.keep,
-        'period': save_cfg.period,
-        'checkpoint_steps': save_cfg.checkpoint_steps,
-        'keep_dataset_checkpoints': save_cfg.keep_dataset_checkpoints,
-    }
   cls: type = (save_cfg or restore_cfg or SaveCheckpointConfig()).checkpoint_manager_cls
-  uses_dataset = bool((save_cfg and save_cfg.save_dataset) or (restore_cfg and restore_cfg.restore_dataset))
+  steps = {'period': save_cfg.period, 'checkpoint_steps': save_cfg.checkpoint_steps} if save_cfg is not None else {}
   return cls(
-      directory=model_dir or '',
-      train_state=train_state,
-      partitioner=partitioner,
-      dataset_iterator=ds_iter if uses_dataset else None,
-      restore_dtype=restore_cfg.dtype if restore_cfg else None,
-      **saving,
-  )
+      directory=model_dir or '', train_state=train_state, partitioner=partitioner, **steps,
+      **_manager_arguments(save_cfg, restore_cfg, ds_iter))
 
 
-def _restorer(manager: Any) -> checkpoints.CheckpointRestorer | None:
-  """Returns the part of a manager that restores, None if it is not of this package."""
-  restorer = getattr(manager, 'restorer', manager)
-  return restorer if isinstance(restorer, checkpoints.CheckpointRestorer) else None
+def _manager_arguments(save_cfg: SaveCheckpointConfig | None, restore_cfg: RestoreCheckpointConfig | None,
+                       ds_iter: Any) -> dict[str, Any]:
+  """Returns the arguments that the writers of both formats have in common."""
+  uses_dataset = bool((save_cfg and save_cfg.save_dataset) or (restore_cfg and restore_cfg.restore_dataset))
+  arguments = {'dataset_iterator': ds_iter if uses_dataset else None,
+               'restore_dtype': restore_cfg.dtype if restore_cfg else None}
+  if save_cfg is not None:
+    arguments.update(save_dtype=save_cfg.dtype, keep=save_cfg.keep,
+                     keep_dataset_checkpoints=save_cfg.keep_dataset_checkpoints)
+  return arguments
 
 
 def restore(checkpoint_manager: Any, paths: str | Sequence[str], restore_cfg: RestoreCheckpointConfig,
@@ -360,11 +333,10 @@ def restore(checkpoint_manager: Any, paths: str | Sequence[str], restore_cfg: Re
   """
   if not isinstance(paths, (str, os.PathLike)):
     return [restore(checkpoint_manager, path, restore_cfg, fallback_state) for path in paths]
-  restorer = _restorer(checkpoint_manager)
-  if restorer is not None:
-    restorer.strict, restorer.base_path = restore_cfg.strict, restore_cfg.base_path
-    restorer.fallback_base_path = restore_cfg.fallback_base_path
-    restorer.restore_dataset = restore_cfg.restore_dataset
+  if isinstance(checkpoint_manager, checkpoints.CheckpointRestorer):  # Not a manager of the user's own.
+    checkpoint_manager.strict, checkpoint_manager.base_path = restore_cfg.strict, restore_cfg.base_path
+    checkpoint_manager.fallback_base_path = restore_cfg.fallback_base_path
+    checkpoint_manager.restore_dataset = restore_cfg.restore_dataset
   return checkpoint_manager.restore(
       path=paths, fallback_state=fallback_state, state_transformation_fns=restore_cfg.state_transformation_fns
   )
@@ -437,12 +409,10 @@ def create_checkpoint_manager_and_restore(
         ds_iter=ds_iter, model_dir=model_dir,
     )
   else:
-    manager = checkpoints.LegacyCheckpointManager(
-        save_cfg=save_checkpoint_cfg, restore_cfg=restore_checkpoint_cfg, train_state_shape=shape,
-        partitioner=partitioner, ds_iter=ds_iter, model_dir=model_dir,
-    )
-  if _restorer(manager) is not None:
-    _restorer(manager).model = train_state_initializer.model
+    cls = (save_checkpoint_cfg or restore_checkpoint_cfg or SaveCheckpointConfig()).checkpointer_cls
+    manager = cls(shape, partitioner, model_dir or '',
+                  **_manager_arguments(save_checkpoint_cfg, restore_checkpoint_cfg, ds_iter))
+  manager.model = train_state_initializer.model
   if restore_path is None:
     return None, manager
   path = checkpoints.absolute_path(restore_path)

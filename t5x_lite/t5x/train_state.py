@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import flax
 from flax import serialization
@@ -16,47 +16,6 @@ import jax.numpy as jnp
 from t5x import optimizers
 
 PyTree = Any
-
-
-class TrainState(Protocol):
-  """What trainers, checkpoints and partitioners may ask of a train state."""
-
-  @property
-  def step(self) -> jax.Array:
-    """int32 scalar, the number of updates made."""
-
-  @property
-  def params(self) -> PyTree:
-    """Nested dictionary of the parameters."""
-
-  @property
-  def param_states(self) -> PyTree:
-    """The optimizer's state."""
-
-  @property
-  def flax_mutables(self) -> Mapping[str, PyTree]:
-    """Collections beside 'params', by name."""
-
-  def state_dict(self) -> dict[str, Any]:
-    """Returns {'target', 'state' [, 'flax_mutables']} with string keys."""
-
-  def restore_state(self, state_dict: Mapping[str, Any]) -> TrainState:
-    """Returns this state with the values of `state_dict`."""
-
-  def replace_params(self, params: PyTree) -> TrainState:
-    """Returns this state with other parameters."""
-
-  def replace_flax_mutables(self, flax_mutables: Mapping[str, PyTree]) -> TrainState:
-    """Returns this state with other mutable collections."""
-
-  def replace_step(self, step: jax.Array) -> TrainState:
-    """Returns this state with another step."""
-
-  def apply_gradient(self, grads, learning_rate, flax_mutables=None) -> TrainState:
-    """Returns the state after one update."""
-
-  def as_logical_axes(self) -> TrainState:
-    """Returns this state with logical axes in the place of arrays."""
 
 
 def _split_variables(variables: Mapping[str, PyTree]):
@@ -74,30 +33,28 @@ def _logical_axes(values: PyTree, axes_metadata: PyTree | None, collection: str)
   Raises:
     ValueError: for a leaf without axis names, or with more or fewer names than dimensions.
   """
-  axes = traverse_util.flatten_dict(
-      flax.core.unfreeze(flax_partitioning.get_axis_names(axes_metadata or {})), sep='/')
+  axes = traverse_util.flatten_dict(flax.core.unfreeze(flax_partitioning.get_axis_names(axes_metadata or {})), sep='/')
   leaves = traverse_util.flatten_dict(values, sep='/')
   missing = sorted(set(leaves) - set(axes))
   if missing:
     raise ValueError(
-        f'Missing axis names for parameters: {missing} (collection {collection!r}); create them '
-        'with flax.linen.partitioning.param_with_axes(..., axes=(...)).')
+      f'Missing axis names for parameters: {missing} (collection {collection!r}); create them '
+      'with flax.linen.partitioning.param_with_axes(..., axes=(...)).'
+    )
   for name, leaf in leaves.items():
     if len(axes[name]) != jnp.ndim(leaf):
       raise ValueError(
-          f'{collection}/{name} has {jnp.ndim(leaf)} dimensions {jnp.shape(leaf)} but '
-          f'{len(axes[name])} axis names {tuple(axes[name])}; give one name for each dimension.')
+        f'{collection}/{name} has {jnp.ndim(leaf)} dimensions {jnp.shape(leaf)} but '
+        f'{len(axes[name])} axis names {tuple(axes[name])}; give one name for each dimension.'
+      )
   return traverse_util.unflatten_dict({name: axes[name] for name in leaves}, sep='/')
 
 
-def _mutables_axes(
-    mutables: Mapping[str, PyTree], axes: Mapping[str, PyTree] | None
-) -> dict[str, PyTree]:
+def _mutables_axes(mutables: Mapping[str, PyTree], axes: Mapping[str, PyTree] | None) -> dict[str, PyTree]:
   """Returns the axes of each collection; None for every leaf of a collection that has none."""
   return {
-      name: (_logical_axes(values, axes[name], name) if axes and name in axes
-             else jax.tree.map(lambda _: None, values))
-      for name, values in mutables.items()
+    name: (_logical_axes(values, axes[name], name) if axes and name in axes else jax.tree.map(lambda _: None, values))
+    for name, values in mutables.items()
   }
 
 
@@ -116,9 +73,7 @@ class FlaxOptimTrainState(struct.PyTreeNode):
   flax_mutables_axes: Any = None
 
   @classmethod
-  def create(
-      cls, optimizer_def: optimizers.OptimizerDef, model_variables: Mapping[str, PyTree]
-  ) -> FlaxOptimTrainState:
+  def create(cls, optimizer_def: optimizers.OptimizerDef, model_variables: Mapping[str, PyTree]) -> FlaxOptimTrainState:
     """Returns the state at step 0.
 
     Args:
@@ -155,14 +110,13 @@ class FlaxOptimTrainState(struct.PyTreeNode):
   def state_dict(self) -> dict[str, Any]:
     state_dict = self._optimizer.state_dict()
     if self.flax_mutables:
-      state_dict['flax_mutables'] = serialization.to_state_dict(
-          flax.core.unfreeze(self.flax_mutables))
+      state_dict['flax_mutables'] = serialization.to_state_dict(flax.core.unfreeze(self.flax_mutables))
     return state_dict
 
   def restore_state(self, state_dict: Mapping[str, Any]) -> FlaxOptimTrainState:
     return self.replace(
-        _optimizer=self._optimizer.restore_state(state_dict),
-        flax_mutables=_restore_mutables(self.flax_mutables, state_dict))
+      _optimizer=self._optimizer.restore_state(state_dict), flax_mutables=_restore_mutables(self.flax_mutables, state_dict)
+    )
 
   def replace_params(self, params: PyTree) -> FlaxOptimTrainState:
     return self.replace(_optimizer=self._optimizer.replace(target=params))
@@ -183,8 +137,9 @@ class FlaxOptimTrainState(struct.PyTreeNode):
       flax_mutables: the model's new mutable collections; None keeps the present ones.
     """
     return self.replace(
-        _optimizer=self._optimizer.apply_gradient(grads, learning_rate=learning_rate),
-        flax_mutables=self.flax_mutables if flax_mutables is None else flax_mutables)
+      _optimizer=self._optimizer.apply_gradient(grads, learning_rate=learning_rate),
+      flax_mutables=self.flax_mutables if flax_mutables is None else flax_mutables,
+    )
 
   def as_logical_axes(self) -> FlaxOptimTrainState:
     """Returns this state with PartitionSpecs of axis names, None for what is replicated.
@@ -195,11 +150,11 @@ class FlaxOptimTrainState(struct.PyTreeNode):
     axes = _logical_axes(self.params, self.params_axes, 'params')
     definition = self._optimizer.optimizer_def
     if not hasattr(definition, 'derive_logical_axes'):
-      raise ValueError(
-          f'{type(definition).__name__} has no derive_logical_axes, which sharding needs; add it.')
+      raise ValueError(f'{type(definition).__name__} has no derive_logical_axes, which sharding needs; add it.')
     return FlaxOptimTrainState(
-        definition.derive_logical_axes(self._optimizer, axes),
-        flax_mutables=_mutables_axes(self.flax_mutables, self.flax_mutables_axes))
+      definition.derive_logical_axes(self._optimizer, axes),
+      flax_mutables=_mutables_axes(self.flax_mutables, self.flax_mutables_axes),
+    )
 
 
 class InferenceState(struct.PyTreeNode):
@@ -224,21 +179,20 @@ class InferenceState(struct.PyTreeNode):
 
   @property
   def param_states(self) -> PyTree:
-    raise AttributeError(
-        'An InferenceState has no optimizer state; use FlaxOptimTrainState to train.')
+    raise AttributeError('An InferenceState has no optimizer state; use FlaxOptimTrainState to train.')
 
   def state_dict(self) -> dict[str, Any]:
     state_dict = {'target': serialization.to_state_dict(self.params), 'state': {'step': self.step}}
     if self.flax_mutables:
-      state_dict['flax_mutables'] = serialization.to_state_dict(
-          flax.core.unfreeze(self.flax_mutables))
+      state_dict['flax_mutables'] = serialization.to_state_dict(flax.core.unfreeze(self.flax_mutables))
     return state_dict
 
   def restore_state(self, state_dict: Mapping[str, Any]) -> InferenceState:
     return self.replace(
-        params=serialization.from_state_dict(self.params, state_dict['target']),
-        step=state_dict['state']['step'],
-        flax_mutables=_restore_mutables(self.flax_mutables, state_dict))
+      params=serialization.from_state_dict(self.params, state_dict['target']),
+      step=state_dict['state']['step'],
+      flax_mutables=_restore_mutables(self.flax_mutables, state_dict),
+    )
 
   def replace_params(self, params: PyTree) -> InferenceState:
     return self.replace(params=params)
@@ -255,14 +209,18 @@ class InferenceState(struct.PyTreeNode):
   def as_logical_axes(self) -> InferenceState:
     """Returns this state with PartitionSpecs of axis names, see `FlaxOptimTrainState`."""
     return InferenceState(
-        None, _logical_axes(self.params, self.params_axes, 'params'),
-        flax_mutables=_mutables_axes(self.flax_mutables, self.flax_mutables_axes))
+      None,
+      _logical_axes(self.params, self.params_axes, 'params'),
+      flax_mutables=_mutables_axes(self.flax_mutables, self.flax_mutables_axes),
+    )
 
 
-def _restore_mutables(
-    mutables: Mapping[str, PyTree], state_dict: Mapping[str, Any]
-) -> Mapping[str, PyTree]:
+def _restore_mutables(mutables: Mapping[str, PyTree], state_dict: Mapping[str, Any]) -> Mapping[str, PyTree]:
   """Returns the collections of `state_dict`, or `mutables` where it has none."""
   if not mutables or 'flax_mutables' not in state_dict:
     return mutables
   return serialization.from_state_dict(flax.core.unfreeze(mutables), state_dict['flax_mutables'])
+
+
+# What trainers, checkpoints and partitioners take.
+TrainState = FlaxOptimTrainState | InferenceState

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import functools
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from clu import metrics as clu_metrics
 import jax
@@ -23,11 +23,8 @@ import numpy as np
 from t5x import partitioning
 from t5x import state_utils
 from t5x import train_state as train_state_lib
-from t5x.actions import (  # noqa: F401  users find them here
-    ActionMapType, ActionMode, BaseAction, EarlyStoppingAction, PreemptionError,
-    TerminateOnNanAction)
-from t5x.training_metrics import (
-    MetricMap, MetricsManager, WeightMetricsComputer, merge_metrics)
+from t5x.actions import ActionMapType, ActionMode, BaseAction, PreemptionError  # noqa: F401  users find them here
+from t5x.training_metrics import MetricMap, MetricsManager, merge_metrics
 
 PyTree = Any
 BatchType = Mapping[str, np.ndarray | jax.Array]
@@ -37,16 +34,6 @@ _DATA_SPEC = PartitionSpec('data')
 # How many steps the host may be ahead of the devices; each holds its batch.
 _MAX_STEPS_IN_FLIGHT = 8
 _PROCESS_START = time.time()
-
-
-class BaseTrainerConstructor(Protocol):
-  """What `train` needs of a trainer class: `BaseTrainer`'s arguments, the others bound by gin."""
-
-  def __call__(
-      self, model: Any, train_state: train_state_lib.TrainState,
-      partitioner: partitioning.BasePartitioner, eval_names: Sequence[str], summary_dir: str | None,
-      train_state_axes: Any, rng: jax.Array) -> BaseTrainer:
-    """Returns the trainer."""
 
 
 # --------------------------------------------------------------------------------------------------
@@ -125,7 +112,7 @@ def apply_grads(
     grad_accum: PyTree,
     metrics: MetricMap,
     learning_rate: jax.Array,
-    weight_metrics_computer: WeightMetricsComputer | None,
+    weight_metrics_computer: Any,
     other_state_variables: Mapping[str, Any] | None = None,
 ) -> tuple[train_state_lib.TrainState, dict[str, Any]]:
   """Updates the state.
@@ -135,7 +122,8 @@ def apply_grads(
     grad_accum: gradients of all parameters or of the trainable ones.
     metrics: {name: clu Metric} of the step.
     learning_rate: float scalar.
-    weight_metrics_computer: adds metrics of weights and gradients; None for none.
+    weight_metrics_computer: None, or has `compute_metrics(gradients, old_train_state, new_train_state)`, which returns
+      further {name: clu Metric}; the gradients are those of the trainable parameters.
     other_state_variables: e.g. {'flax_mutables': ...}, given to `train_state.apply_gradient`.
 
   Returns:
@@ -162,7 +150,7 @@ def train_with_lr(
     dropout_rng: jax.Array,
     model: Any,
     num_microbatches: int | None,
-    weight_metrics_computer: WeightMetricsComputer | None = None,
+    weight_metrics_computer: Any = None,
     data_partition_spec: PartitionSpec = _DATA_SPEC,
 ) -> tuple[train_state_lib.TrainState, dict[str, Any]]:
   """Makes one training step; see `accumulate_grads_microbatched` and `apply_grads`."""
@@ -384,14 +372,14 @@ class Trainer(BaseTrainer):
       rng: jax.Array,
       learning_rate_fn: LearningRateCallable,
       num_microbatches: int | None,
-      weight_metrics_computer: WeightMetricsComputer | None = None,
+      weight_metrics_computer: Any = None,
   ):
     """Builds a trainer, see `BaseTrainer` for the other arguments.
 
     Args:
       learning_rate_fn: step (int32 scalar) -> learning rate.
       num_microbatches: see `accumulate_grads_microbatched`.
-      weight_metrics_computer: adds metrics of weights and gradients.
+      weight_metrics_computer: see `apply_grads`.
     """
     super().__init__(
         model, train_state, partitioner, eval_names, summary_dir, train_state_axes, rng)

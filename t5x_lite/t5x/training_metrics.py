@@ -11,11 +11,8 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from t5x import metrics as metrics_lib
-from t5x import state_utils
-from t5x import train_state as train_state_lib
 
 MetricMap = Mapping[str, Any]  # {name: clu Metric}
 
@@ -133,39 +130,3 @@ class MetricsManager:
         self._writer.close()
     finally:
       self._pool.shutdown()
-
-
-class WeightMetricsComputer:
-  """Sizes of weights, gradients and updates, of the parameters that are trained."""
-
-  def compute_metrics(
-      self,
-      gradients: Any,
-      old_train_state: train_state_lib.TrainState,
-      new_train_state: train_state_lib.TrainState,
-  ) -> dict[str, Any]:
-    """Returns {'weight_rms/<name>', 'weight_gradient_rms/<name>', ..., 'weight_gradient_norm'}.
-
-    Args:
-      gradients: of the trainable parameters, or of all.
-      old_train_state: before the update.
-      new_train_state: after it.
-    """
-    grads, mask, old, new = map(state_utils.flatten_state_dict, (
-        gradients, old_train_state.trainable_mask, old_train_state.params, new_train_state.params))
-    names = [name for name in grads if mask[name]]
-
-    def rms(x):
-      return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
-
-    values = {}
-    for name in names:
-      weight_rms, update_rms = rms(new[name]), rms(new[name] - old[name])
-      values[f'weight_rms/{name}'] = weight_rms
-      values[f'weight_gradient_rms/{name}'] = rms(grads[name])
-      values[f'weight_update_rms/{name}'] = update_rms
-      values[f'weight_update_divided_by_weight_rms/{name}'] = update_rms / rms(old[name])
-      values[f'weight_max/{name}'] = jnp.max(jnp.abs(new[name]))
-    values['weight_gradient_norm'] = jnp.sqrt(
-        sum(jnp.sum(jnp.square(grads[name].astype(jnp.float32))) for name in names))
-    return {name: metrics_lib.AveragePerStep.from_model_output(v) for name, v in values.items()}

@@ -6,8 +6,7 @@ import importlib
 
 _HOMES = {
     'batches': ('prepare_train_iter',),
-    'checkpoints': ('LegacyCheckpointManager', 'find_checkpoint', 'get_checkpoint_dir',
-                    'get_step_from_checkpoint_dir', 'latest_step'),
+    'checkpoints': ('find_checkpoint', 'get_checkpoint_dir', 'get_step_from_checkpoint_dir', 'latest_step'),
     'datasets': ('DatasetConfig', 'get_dataset', 'get_training_eval_datasets', 'get_vocabulary',
                  'get_zeros_batch_like_dataset', 'get_zeros_batch_like_spec', 'import_module',
                  'verify_matching_vocabs'),
@@ -44,38 +43,3 @@ def flatten_dict_string_keys(tree) -> dict:
   """Flattens nested dictionaries to {'a/b': leaf}; None leaves stay."""
   from flax import traverse_util
   return traverse_util.flatten_dict(tree, sep='/')
-
-
-def override_params_axes_names(model_variables, params_axes_names_override=()):
-  """Gives other axis names to the parameters that a pattern matches.
-
-  Args:
-    model_variables: {'params', 'params_axes', ...}.
-    params_axes_names_override: (regular expression for the whole parameter name, axis names) pairs; the first
-      match counts.
-
-  Returns:
-    A copy of the variables with the new names.
-
-  Raises:
-    ValueError: where a pattern matches no parameter, or gives the wrong number of axes.
-  """
-  import re
-  import flax
-  from flax import traverse_util
-  from flax.linen import partitioning
-  variables = flax.core.unfreeze(model_variables)
-  params = traverse_util.flatten_dict(variables['params'], sep='/')
-  axes = traverse_util.flatten_dict(variables['params_axes'], sep='/')
-  unused = {pattern for pattern, _ in params_axes_names_override}
-  for name, value in params.items():
-    for pattern, names in params_axes_names_override:
-      if re.fullmatch(pattern, name):
-        if len(names) != value.ndim:
-          raise ValueError(f"The axes {names} given for '{name}' by '{pattern}' do not fit its shape {value.shape}.")
-        axes[f'{name}_axes'] = partitioning.AxisMetadata(tuple(names))
-        unused.discard(pattern)
-        break
-  if unused:
-    raise ValueError(f"No parameter is named like {', '.join(sorted(unused))}.")
-  return {**variables, 'params_axes': traverse_util.unflatten_dict(axes, sep='/')}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 
+from etils import epath
 import flax.linen as nn
 from flax.linen import partitioning as flax_partitioning
+from flax import serialization
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
@@ -126,6 +128,16 @@ def initializer(optimizer=None, model=None):
   """A TrainStateInitializer; `optimizer` None makes inference states."""
   return restore.TrainStateInitializer(
       optimizer, (model or Model()).get_initial_variables, {'x': (4, 8)}, partitioner())
+
+
+def save_single_file(folder, step, params, dtype=None) -> str:
+  """Writes parameters as T5X's smallest checkpoint, one msgpack file; returns the folder of the checkpoint."""
+  path = epath.Path(folder) / f'checkpoint_{step}'
+  path.mkdir(parents=True)
+  params = jax.tree.map(lambda x: np.asarray(x, dtype), params)
+  (path / 'checkpoint').write_bytes(serialization.msgpack_serialize(
+      {'version': 3, 'optimizer': {'target': params, 'state': {'step': np.int32(step)}}}))
+  return str(path)
 
 
 def flat(state) -> dict[str, np.ndarray]:

@@ -308,29 +308,17 @@ class LegacyTest(parameterized.TestCase):
     for name, value in expected.items():
       np.testing.assert_array_equal(restored[name], 3 if name == 'state/step' else value, err_msg=name)
 
-  @parameterized.parameters((None, 'float32'), ('bfloat16', 'bfloat16'))
-  def test_single_file(self, dtype, stored):
-    folder = self.enterContext(tempfile.TemporaryDirectory())
-    params = checkpoint_testing.initializer(None).from_scratch(jax.random.PRNGKey(0)).params
-    path = checkpoints.save_single_file(folder, 11, params, dtype)
-    self.assertEqual(os.listdir(path), ['checkpoint'])
-    state = checkpoints.load_t5x_checkpoint(path)
-    kernel = state['target']['encoder']['base']['kernel']
-    self.assertEqual(kernel.dtype, stored)
-    np.testing.assert_array_equal(kernel, np.asarray(params['encoder']['base']['kernel']).astype(stored))
-    self.assertEqual(int(state['state']['step']), 11)
-    with self.assertRaisesRegex(FileExistsError, 'checkpoint_11 exists'):
-      checkpoints.save_single_file(folder, 11, params)
-
   def test_failed_write_leaves_nothing(self):
     folder = self.enterContext(tempfile.TemporaryDirectory())
 
     def full(*_, **__):
       raise OSError(28, 'No space left on device')
 
+    init = checkpoint_testing.initializer(None)
+    saver = checkpoints.Checkpointer(init.global_train_state_shape, checkpoint_testing.partitioner(), folder)
     with mock.patch.object(checkpoint_reader.serialization, 'msgpack_serialize', full):
       with self.assertRaisesRegex(OSError, 'No space left on device; there is no earlier checkpoint'):
-        checkpoints.save_single_file(folder, 1, {'a': np.ones(3, np.float32)})
+        saver.save(init.from_scratch(jax.random.PRNGKey(0)))
     self.assertEmpty(os.listdir(folder))
 
 

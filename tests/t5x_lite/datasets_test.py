@@ -160,19 +160,6 @@ class UtilsTest(absltest.TestCase):
     with self.assertRaisesRegex(AttributeError, "'t5x.utils' has no attribute 'nothing'"):
       _ = utils.nothing
 
-  def test_axes_names_can_be_overridden(self):
-    from flax.linen import partitioning
-    variables = {'params': {'a': {'kernel': np.zeros((2, 3))}, 'b': np.zeros(2)},
-                 'params_axes': {'a': {'kernel_axes': partitioning.AxisMetadata(('embed', 'mlp'))},
-                                 'b_axes': partitioning.AxisMetadata(('embed',))}}
-    axes = utils.override_params_axes_names(variables, [('a/kern.*', ('x', 'y'))])['params_axes']
-    self.assertEqual(axes['a']['kernel_axes'].names, ('x', 'y'))
-    self.assertEqual(axes['b_axes'].names, ('embed',))
-    with self.assertRaisesRegex(ValueError, 'do not fit its shape'):
-      utils.override_params_axes_names(variables, [('b', ('x', 'y'))])
-    with self.assertRaisesRegex(ValueError, 'No parameter is named like kernel'):
-      utils.override_params_axes_names(variables, [('kernel', ('x', 'y'))])
-
   def test_vocabulary_size_is_rounded_up(self):
     self.assertEqual(utils.round_vocab_size_to_multiple(seqio.ByteVocabulary(), 128), 384)
     self.assertEqual(utils.round_vocab_size_to_multiple(seqio.ByteVocabulary(), 100), 300)

@@ -220,7 +220,7 @@ network.T5Config.emb_dim = 4
     ),
     (
       'schedule.create_learning_rate_scheduler.x = 1',
-      r"'schedule' is not imported \(.*line 6\); did you mean schedules\?",
+      r"'schedule' is not imported \(.*line 6\): add an import of schedule to the file",
     ),
     ('nonsense.x = 1', r"'nonsense' is not imported \(.*\): add an import of nonsense"),
     (

@@ -44,12 +44,6 @@ class MaskTest(parameterized.TestCase):
     expected[[0, 1, 1, 2, 3, 3], [0, 0, 1, 2, 2, 3]] = 1
     np.testing.assert_array_equal(mask[0, 0], expected)
 
-  def test_decoder_mask_of_a_prefix(self):
-    mask = layers.make_decoder_mask(
-      jnp.array([[5, 6, 7]]), jnp.float32, decoder_causal_attention=jnp.array([[1, 1, 0]])
-    )
-    np.testing.assert_array_equal(mask[0, 0], [[1, 1, 0], [1, 1, 0], [1, 1, 1]])
-
   def test_combine(self):
     a, b = jnp.array([[1, 0, 1]]), jnp.array([[1, 1, 0]])
     np.testing.assert_array_equal(layers.combine_masks(a, None, b), [[1, 0, 0]])
@@ -146,9 +140,8 @@ class EmbedTest(parameterized.TestCase):
     self.variables = layers.Embed(10, 4).init(jax.random.PRNGKey(0), self.tokens)
     self.table = self.variables['params']['embedding']
 
-  @parameterized.parameters(False, True)
-  def test_gather_and_one_hot_agree(self, one_hot):
-    embed = layers.Embed(10, 4, one_hot=one_hot)
+  def test_values_and_gradient(self):
+    embed = layers.Embed(10, 4)
 
     def total(variables):
       return jnp.sum(embed.apply(variables, self.tokens) ** 2)
@@ -168,9 +161,6 @@ class EmbedTest(parameterized.TestCase):
   def test_ids_must_be_integers(self):
     with self.assertRaisesRegex(ValueError, 'token ids must be integers, got float32'):
       layers.Embed(10, 4).apply(self.variables, self.tokens.astype(jnp.float32))
-    cast = layers.Embed(10, 4, cast_input_dtype=jnp.int32)
-    y = cast.apply(self.variables, self.tokens.astype(jnp.float32))
-    np.testing.assert_array_equal(y, self.table[self.tokens])
 
 
 class LayerNormTest(absltest.TestCase):
@@ -200,14 +190,14 @@ class AttentionTest(parameterized.TestCase):
       np.testing.assert_allclose(result[0, :, head], weights @ value[0, :, head], atol=1e-5)
 
   @parameterized.parameters(
-    ((1, 3, 2, 4), (2, 5, 2, 4), 'one batch size'),
-    ((1, 3, 2, 4), (1, 5, 3, 4), 'one number of heads'),
-    ((1, 3, 2, 4), (1, 5, 2, 6), 'one head size'),
-    ((1, 3, 2, 4), (5, 2, 4), 'one rank'),
+    ((1, 3, 2, 4), (2, 5, 2, 4)),
+    ((1, 3, 2, 4), (1, 5, 3, 4)),
+    ((1, 3, 2, 4), (1, 5, 2, 6)),
+    ((1, 3, 2, 4), (5, 2, 4)),
   )
-  def test_shapes_must_match(self, query_shape, key_shape, message):
+  def test_shapes_must_match(self, query_shape, key_shape):
     key = jnp.zeros(key_shape)
-    with self.assertRaisesRegex(ValueError, message):
+    with self.assertRaisesRegex(ValueError, 'must have one batch size and number of heads'):
       layers.dot_product_attention(jnp.zeros(query_shape), key, key)
 
   def test_float32_logits(self):

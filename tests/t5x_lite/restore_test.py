@@ -49,7 +49,7 @@ class _FolderTest(parameterized.TestCase):
     super().setUp()
     self.folder = self.enterContext(tempfile.TemporaryDirectory())
     self.model_dir = os.path.join(self.folder, 'model')
-    self.base = checkpoints.save_single_file(os.path.join(self.folder, 'base'), 100, self.base_state.params)
+    self.base = checkpoint_testing.save_single_file(os.path.join(self.folder, 'base'), 100, self.base_state.params)
 
   def assert_same(self, first, second):
     first, second = checkpoint_testing.flat(first), checkpoint_testing.flat(second)
@@ -141,22 +141,6 @@ class InitializerTest(parameterized.TestCase):
         self.assertTrue(some[name].sharding.is_equivalent_to(
             checkpoint_state.flatten(state.state_dict())[name].sharding, some[name].ndim))
 
-  def test_from_checkpoints(self):
-    init = checkpoint_testing.initializer(None)
-    with tempfile.TemporaryDirectory() as folder:
-      state = init.from_scratch(RNG)
-      for step in (1, 2):
-        checkpoints.save_single_file(folder, step, state.params)
-      every = restore.RestoreCheckpointConfig(folder, mode='all')
-      self.assertEqual([int(s.step) for s, _ in init.from_checkpoints([every])], [1, 2])
-      latest = restore.RestoreCheckpointConfig(folder)
-      self.assertEqual(int(init.from_checkpoint([latest]).step), 2)
-      with self.assertRaisesRegex(ValueError, 'One checkpoint'):
-        init.from_checkpoint([every])
-    absent = restore.RestoreCheckpointConfig(folder)
-    self.assertIsNone(init.from_checkpoint([absent]))
-    self.assertEqual(int(init.from_checkpoint_or_scratch([absent], init_rng=RNG).step), 0)
-
 
 class GoldenTest(parameterized.TestCase):
   """The golden network, restored from checkpoints that T5X wrote."""
@@ -233,7 +217,7 @@ class FromBaseTest(_FolderTest):
 
   def test_unexpected_parameters(self):
     run = checkpoint_testing.initializer(None)
-    full = checkpoints.save_single_file(self.folder, 1, run.from_scratch(RNG).params)
+    full = checkpoint_testing.save_single_file(self.folder, 1, run.from_scratch(RNG).params)
     small = checkpoint_testing.initializer(None, checkpoint_testing.Model(skills=False))
     with self.assertRaisesRegex(ValueError, 'the model lacks: target/encoder/skills/a, target/encoder/skills/b; use'):
       _start(small, full, fallback_to_scratch=False)
@@ -303,7 +287,7 @@ class TrainableOnlyTest(_FolderTest):
 
   def test_bytes_do_not_grow_with_the_base(self):
     init = checkpoint_testing.initializer(None, checkpoint_testing.Model(features=20_000, skills=False))
-    self.base = checkpoints.save_single_file(os.path.join(self.folder, 'big'), 100, init.from_scratch(RNG).params)
+    self.base = checkpoint_testing.save_single_file(os.path.join(self.folder, 'big'), 100, init.from_scratch(RNG).params)
     model = checkpoint_testing.Model(features=20_000, skills=False)
 
     class NormOnly(checkpoint_testing.FrozenBase):
@@ -380,7 +364,7 @@ class BaseReferenceTest(_FolderTest):
     params = self.base_state.params
     moved = {'encoder': {'other': params['encoder']['base'], 'norm': params['encoder']['norm']},
              'decoder': params['decoder']}
-    path = checkpoints.save_single_file(self.folder, 9, moved)
+    path = checkpoint_testing.save_single_file(self.folder, 9, moved)
     rules = [('target/encoder/base/(.*)', r'target/encoder/other/\1')]
     state, manager = _start(init, path, assignment_map=rules, model_dir=self.model_dir,
                             save=restore.SaveCheckpointConfig(period=1))
@@ -412,13 +396,13 @@ class BaseReferenceTest(_FolderTest):
   def test_another_base(self):
     self.run_to(1)
     other = jax.tree.map(lambda x: x + 1, self.base_state.params)
-    path = checkpoints.save_single_file(os.path.join(self.folder, 'other'), 100, other)
+    path = checkpoint_testing.save_single_file(os.path.join(self.folder, 'other'), 100, other)
     with self.assertRaisesRegex(ValueError, f'^The base checkpoint {path} .digest .* is not the one .*{self.base} '):
       self.resume(base_path=path)
 
   def test_bfloat16_copy_of_the_base_is_accepted(self):
     self.run_to(1, dtype='bfloat16')
-    path = checkpoints.save_single_file(os.path.join(self.folder, 'half'), 100, self.base_state.params, 'bfloat16')
+    path = checkpoint_testing.save_single_file(os.path.join(self.folder, 'half'), 100, self.base_state.params, 'bfloat16')
     restored, _ = self.resume(base_path=path)
     self.assertEqual(restored.params['encoder']['base']['kernel'].dtype, jnp.bfloat16)
 

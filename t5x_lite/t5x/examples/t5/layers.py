@@ -70,16 +70,12 @@ def dot_product_attention(
   Raises:
     ValueError: where batch, heads, lengths or head sizes do not match.
   """
-  shapes = f'got query {query.shape}, key {key.shape}, value {value.shape}'
-  if key.ndim != query.ndim or value.ndim != query.ndim:
-    raise ValueError(f'query, key and value must have one rank, {shapes}')
-  if query.shape[:-3] != key.shape[:-3] or query.shape[:-3] != value.shape[:-3]:
-    raise ValueError(f'query, key and value must have one batch size, {shapes}')
-  if query.shape[-2] != key.shape[-2] or key.shape[-2] != value.shape[-2]:
-    raise ValueError(f'query, key and value must have one number of heads, {shapes}')
-  if query.shape[-1] != key.shape[-1] or key.shape[-3] != value.shape[-3]:
-    raise ValueError(f'query and key need one head size, key and value one length, {shapes}')
-
+  *batch, _, heads, head_dim = query.shape
+  if key.shape != (*batch, key.shape[-3], heads, head_dim) or value.shape != (*batch, key.shape[-3], heads, value.shape[-1]):
+    raise ValueError(
+      'query, key and value must have one batch size and number of heads, query and key one head size, key and value one '
+      f'length: got query {query.shape}, key {key.shape}, value {value.shape}'
+    )
   if float32_logits:
     query, key = query.astype(jnp.float32), key.astype(jnp.float32)
   logits = jnp.einsum('bqhd,bkhd->bhqk', query, key)
@@ -151,11 +147,7 @@ class MultiHeadDotProductAttention(nn.Module):
 
     def project(name, inputs, init):
       x = DenseGeneral(
-        (self.num_heads, self.head_dim),
-        dtype=self.dtype,
-        kernel_init=init,
-        kernel_axes=('embed', 'joined_kv'),
-        name=name,
+        (self.num_heads, self.head_dim), dtype=self.dtype, kernel_init=init, kernel_axes=('embed', 'joined_kv'), name=name
       )(inputs)
       return with_sharding_constraint(x, ('batch', 'length', 'heads', 'kv'))
 
@@ -218,9 +210,7 @@ class MultiHeadDotProductAttention(nn.Module):
 
     batch, heads, head_dim, length = cached_key.value.shape
     if query.shape != (batch, 1, heads, head_dim):
-      raise ValueError(
-        f'a decoding step needs a query of shape {(batch, 1, heads, head_dim)}, got {query.shape}'
-      )
+      raise ValueError(f'a decoding step needs a query of shape {(batch, 1, heads, head_dim)}, got {query.shape}')
     index = cache_index.value
     for cached, new in ((cached_key, key), (cached_value, value)):
       column = jnp.moveaxis(new, -3, -1).astype(cached.value.dtype)
@@ -231,12 +221,7 @@ class MultiHeadDotProductAttention(nn.Module):
     mask = combine_masks(mask, jnp.broadcast_to(seen, (batch, 1, 1, length)))
     if bias is not None and bias.shape[-2] > 1:
       bias = lax.dynamic_slice_in_dim(bias, index, 1, axis=-2)
-    return (
-      jnp.moveaxis(cached_key.value, -1, -3),
-      jnp.moveaxis(cached_value.value, -1, -3),
-      mask,
-      bias,
-    )
+    return (jnp.moveaxis(cached_key.value, -1, -3), jnp.moveaxis(cached_value.value, -1, -3), mask, bias)
 
 
 # Projections, MLP
@@ -280,9 +265,7 @@ def _activation(fn: str | Callable[[Array], Array]) -> Callable[[Array], Array]:
   if fn == 'linear':
     return lambda x: x
   if not isinstance(fn, str) or not callable(getattr(nn, fn, None)):
-    raise ValueError(
-      f"unknown activation {fn!r}: use 'linear' or a name of flax.linen, e.g. 'gelu', 'silu'"
-    )
+    raise ValueError(f"unknown activation {fn!r}: use 'linear' or a name of flax.linen, e.g. 'gelu', 'silu'")
   return getattr(nn, fn)
 
 
@@ -322,11 +305,7 @@ class MlpBlock(nn.Module):
     hidden = dropout(hidden, deterministic=deterministic)
     hidden = with_sharding_constraint(hidden, ('batch', 'length', 'mlp'))
     return DenseGeneral(
-      inputs.shape[-1],
-      dtype=self.dtype,
-      kernel_init=self.kernel_init,
-      kernel_axes=('mlp', 'embed'),
-      name='wo',
+      inputs.shape[-1], dtype=self.dtype, kernel_init=self.kernel_init, kernel_axes=('mlp', 'embed'), name='wo'
     )(hidden)
 
 
@@ -339,29 +318,20 @@ class Embed(nn.Module):
   Attributes:
     num_embeddings: V.
     features: D.
-    cast_input_dtype: type the ids are cast to first, if given.
     dtype: type of the result.
     attend_dtype: type of `attend`'s arithmetic; None means `dtype`.
     embedding_init: initializer of the table.
-    one_hot: multiply by one-hot vectors instead of gathering.
   """
 
   num_embeddings: int
   features: int
-  cast_input_dtype: DType | None = None
   dtype: DType = jnp.float32
   attend_dtype: DType | None = None
   embedding_init: Initializer = nn.initializers.normal(1.0)
-  one_hot: bool = False
 
   def setup(self):
     self.embedding = param_with_axes(
-      'embedding',
-      self.embedding_init,
-      (self.num_embeddings, self.features),
-      jnp.float32,
-      axes=('vocab', 'embed'),
-      module=self,
+      'embedding', self.embedding_init, (self.num_embeddings, self.features), jnp.float32, axes=('vocab', 'embed'), module=self
     )
 
   def __call__(self, inputs: Array) -> Array:
@@ -370,17 +340,9 @@ class Embed(nn.Module):
     Raises:
       ValueError: where the ids are not integers.
     """
-    if self.cast_input_dtype:
-      inputs = inputs.astype(self.cast_input_dtype)
     if not jnp.issubdtype(inputs.dtype, jnp.integer):
       raise ValueError(f'token ids must be integers, got {inputs.dtype}')
-    if not self.one_hot:
-      return with_sharding_constraint(
-        jnp.take(self.embedding, inputs, axis=0).astype(self.dtype), ('batch', 'length', 'embed')
-      )
-    one_hot = jax.nn.one_hot(inputs, self.num_embeddings, dtype=self.dtype)
-    one_hot = with_sharding_constraint(one_hot, ('batch', 'length', 'vocab'))
-    return one_hot @ jnp.asarray(self.embedding, self.dtype)
+    return with_sharding_constraint(jnp.take(self.embedding, inputs, axis=0).astype(self.dtype), ('batch', 'length', 'embed'))
 
   def attend(self, query: Array) -> Array:
     """Scores `query` [..., D] against every token: [..., V], the logits of tied embeddings."""
@@ -407,10 +369,7 @@ class RelativePositionBiases(nn.Module):
 
   @staticmethod
   def _relative_position_bucket(
-    relative_position: Array,
-    bidirectional: bool = True,
-    num_buckets: int = 32,
-    max_distance: int = 128,
+    relative_position: Array, bidirectional: bool = True, num_buckets: int = 32, max_distance: int = 128
   ) -> Array:
     """Puts distances (key minus query, any shape) into buckets, int32 of the same shape.
 
@@ -427,9 +386,7 @@ class RelativePositionBiases(nn.Module):
     else:
       distance = jnp.maximum(distance, 0)
     exact = num_buckets // 2
-    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(
-      max_distance / exact
-    )
+    ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
     growing = exact + (ratio * (num_buckets - exact)).astype(jnp.int32)
     growing = jnp.minimum(growing, num_buckets - 1)
     return offset + jnp.where(distance < exact, distance, growing).astype(jnp.int32)
@@ -438,15 +395,9 @@ class RelativePositionBiases(nn.Module):
   def __call__(self, qlen: int, klen: int, bidirectional: bool = True) -> Array:
     """Returns the bias [1, H, qlen, klen]; `bidirectional` is False for causal attention."""
     relative_position = jnp.arange(klen)[None, :] - jnp.arange(qlen)[:, None]
-    buckets = self._relative_position_bucket(
-      relative_position, bidirectional, self.num_buckets, self.max_distance
-    )
+    buckets = self._relative_position_bucket(relative_position, bidirectional, self.num_buckets, self.max_distance)
     table = param_with_axes(
-      'rel_embedding',
-      self.embedding_init,
-      (self.num_heads, self.num_buckets),
-      jnp.float32,
-      axes=('heads', 'relpos_buckets'),
+      'rel_embedding', self.embedding_init, (self.num_heads, self.num_buckets), jnp.float32, axes=('heads', 'relpos_buckets')
     )
     # A one-hot product: its gradient is a matrix product too, a gather's would be a serial scatter.
     one_hot = jax.nn.one_hot(buckets, self.num_buckets, axis=0, dtype=self.dtype)
@@ -535,33 +486,20 @@ def _check_same_rank(arrays: Sequence[Array]) -> None:
     raise ValueError(f'masks and biases must have one rank, got shapes {[a.shape for a in arrays]}')
 
 
-def make_decoder_mask(
-  decoder_target_tokens: Array,
-  dtype: DType,
-  decoder_causal_attention: Array | None = None,
-  decoder_segment_ids: Array | None = None,
-) -> Array:
+def make_decoder_mask(decoder_target_tokens: Array, dtype: DType, decoder_segment_ids: Array | None = None) -> Array:
   """The self-attention mask of a decoder: causal, without padding, inside one packed segment.
 
   Args:
     decoder_target_tokens: [B, L]; 0 is padding.
     dtype: type of the mask.
-    decoder_causal_attention: [B, L], 1 at the positions of a prefix whose tokens all see one
-      another (prefix LM).
     decoder_segment_ids: [B, L], the packed example of each position.
 
   Returns:
     [B, 1, L, L].
   """
   visible = make_causal_mask(decoder_target_tokens, dtype=dtype)
-  if decoder_causal_attention is not None:
-    in_prefix = decoder_causal_attention
-    prefix = make_attention_mask(in_prefix, in_prefix, jnp.logical_and, dtype=dtype)
-    visible = jnp.logical_or(visible, prefix).astype(dtype)
   is_token = decoder_target_tokens > 0
   segments = None
   if decoder_segment_ids is not None:
     segments = make_attention_mask(decoder_segment_ids, decoder_segment_ids, jnp.equal, dtype=dtype)
-  return combine_masks(
-    visible, make_attention_mask(is_token, is_token, dtype=dtype), segments, dtype=dtype
-  )
+  return combine_masks(visible, make_attention_mask(is_token, is_token, dtype=dtype), segments, dtype=dtype)

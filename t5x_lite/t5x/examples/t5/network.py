@@ -101,9 +101,7 @@ class EncoderLayer(nn.Module):
   relative_embedding: nn.Module
 
   @nn.compact
-  def __call__(
-    self, inputs: Array, encoder_mask: Array | None = None, deterministic: bool = False
-  ) -> Array:
+  def __call__(self, inputs: Array, encoder_mask: Array | None = None, deterministic: bool = False) -> Array:
     """Maps [B, Li, D] to [B, Li, D]; `encoder_mask` is [B, 1, Li, Li]."""
     cfg = self.config
     length = inputs.shape[-2]
@@ -159,15 +157,11 @@ class DecoderLayer(nn.Module):
     bias = self.relative_embedding(length, length, False)
 
     x = _norm(cfg, 'pre_self_attention_layer_norm')(inputs)
-    x = _attention(cfg, 'self_attention')(
-      x, x, decoder_mask, bias, deterministic=deterministic, decode=decode
-    )
+    x = _attention(cfg, 'self_attention')(x, x, decoder_mask, bias, deterministic=deterministic, decode=decode)
     x = inputs + _dropout(cfg, x, deterministic)
 
     y = _norm(cfg, 'pre_cross_attention_layer_norm')(x)
-    y = _attention(cfg, 'encoder_decoder_attention')(
-      y, encoded, encoder_decoder_mask, deterministic=deterministic
-    )
+    y = _attention(cfg, 'encoder_decoder_attention')(y, encoded, encoder_decoder_mask, deterministic=deterministic)
     y = x + _dropout(cfg, y, deterministic)
 
     z = _norm(cfg, 'pre_mlp_layer_norm')(y)
@@ -187,21 +181,14 @@ class Encoder(nn.Module):
   shared_embedding: nn.Module
 
   @nn.compact
-  def __call__(
-    self,
-    encoder_input_tokens: Array,
-    encoder_mask: Array | None = None,
-    deterministic: bool = False,
-  ) -> Array:
+  def __call__(self, encoder_input_tokens: Array, encoder_mask: Array | None = None, deterministic: bool = False) -> Array:
     """Maps tokens [B, Li] to [B, Li, D]; `encoder_mask` is [B, 1, Li, Li]."""
     cfg = self.config
     relpos_bias = _relpos_bias(cfg)
     x = self.shared_embedding(encoder_input_tokens.astype(jnp.int32))
     x = _dropout(cfg, x, deterministic).astype(cfg.dtype)
     for i in range(cfg.num_encoder_layers):
-      x = EncoderLayer(config=cfg, relative_embedding=relpos_bias, name=f'layers_{i}')(
-        x, encoder_mask, deterministic
-      )
+      x = EncoderLayer(config=cfg, relative_embedding=relpos_bias, name=f'layers_{i}')(x, encoder_mask, deterministic)
     x = _norm(cfg, 'encoder_norm')(x)
     return _dropout(cfg, x, deterministic)
 
@@ -250,9 +237,7 @@ class Decoder(nn.Module):
     if cfg.logits_via_embedding:
       return self.shared_embedding.attend(y) / jnp.sqrt(y.shape[-1])
     # float32: the softmax over V is where narrow types hurt.
-    return layers.DenseGeneral(
-      cfg.vocab_size, dtype=jnp.float32, kernel_axes=('embed', 'vocab'), name='logits_dense'
-    )(y)
+    return layers.DenseGeneral(cfg.vocab_size, dtype=jnp.float32, kernel_axes=('embed', 'vocab'), name='logits_dense')(y)
 
 
 class Transformer(nn.Module):
@@ -272,12 +257,7 @@ class Transformer(nn.Module):
     self.encoder = Encoder(config=cfg, shared_embedding=self.token_embedder)
     self.decoder = Decoder(config=cfg, shared_embedding=self.token_embedder)
 
-  def encode(
-    self,
-    encoder_input_tokens: Array,
-    encoder_segment_ids: Array | None = None,
-    enable_dropout: bool = True,
-  ) -> Array:
+  def encode(self, encoder_input_tokens: Array, encoder_segment_ids: Array | None = None, enable_dropout: bool = True) -> Array:
     """Encodes tokens [B, Li] to [B, Li, D]; `encoder_segment_ids` [B, Li] keep examples apart."""
     dtype = self.config.dtype
     mask = _input_mask(encoder_input_tokens > 0, encoder_input_tokens, dtype)
@@ -324,13 +304,9 @@ class Transformer(nn.Module):
       if encoder_segment_ids is not None or decoder_segment_ids is not None:
         raise ValueError('decoding needs unpacked examples: leave the segment ids out (pack=False)')
       decoder_mask = None  # the cache hides what is not yet written
-      cross_mask = _input_mask(
-        jnp.ones_like(decoder_target_tokens), encoder_input_tokens, cfg.dtype
-      )
+      cross_mask = _input_mask(jnp.ones_like(decoder_target_tokens), encoder_input_tokens, cfg.dtype)
     else:
-      decoder_mask = layers.make_decoder_mask(
-        decoder_target_tokens, cfg.dtype, decoder_segment_ids=decoder_segment_ids
-      )
+      decoder_mask = layers.make_decoder_mask(decoder_target_tokens, cfg.dtype, decoder_segment_ids=decoder_segment_ids)
       cross_mask = _input_mask(decoder_target_tokens > 0, encoder_input_tokens, cfg.dtype)
     if encoder_segment_ids is not None:
       segments = _segment_mask(decoder_segment_ids, encoder_segment_ids, cfg.dtype)
