@@ -207,6 +207,8 @@ class ResumeTest(absltest.TestCase):
     self.assertStatesEqual(resumed, state)
 
   def test_a_run_without_a_seed_resumes_with_its_own(self):
+    # Such a run sets it for the whole process.
+    self.addCleanup(jax.config.update, 'jax_default_prng_impl', jax.config.jax_default_prng_impl)
     with self.assertRaises(RuntimeError):
       reversal.train_without_evaluation(self.folder, 9, random_seed=None, trainer_cls=reversal.trainer(_StoppedTrainer))
     seed = run_plan.read_run(self.folder)['random_seed']
