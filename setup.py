@@ -18,6 +18,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=['cpoly_jax', 'cpoly_jax.*', 'tasks', 'tasks.*', 'gin_configs', 'gin_configs.*']),
     package_data={
         '': ['*.gin'],
+        'tasks': ['assets/*.csv'],
         'cpoly_jax': ['assets/*/*/checkpoint', 'assets/*/*.md'],
     },
     install_requires=[
@@ -37,6 +38,8 @@ setuptools.setup(
     ],
     extras_require={
         'test': ['pytest>=8', 'ruff>=0.14,<0.20'],
+        # What the parity tests compare with. transformers 5 always ties T5's logits to its embedding, which T5 1.1 does not.
+        'parity': ['peft>=0.21,<0.22', 'torch>=2.6,<3', 'transformers>=4.57,<5'],
         'tpu': ['jax[tpu]>=0.10,<0.11'],
         'gpu': ['jax[cuda12]>=0.10,<0.11'],
         # The repository of google-research; instead of t5x_lite, not beside it.

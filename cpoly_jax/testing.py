@@ -1,4 +1,4 @@
-"""Support for the tests: where the optional sample data lies.
+"""Support for the tests: small networks and adapters, quick compilation, and where the optional sample data lies.
 
 Some tests compare with real data and with golden values that are not part of this repository. They look
 for a folder named by the variable `CPOLY_SHARED` (default: `shared` beside the checkout) and skip,
@@ -35,6 +35,17 @@ def shared_data(relative: str = '') -> pathlib.Path:
   return path
 
 
+def quick_compilation():
+  """Returns `setUpModule` and `tearDownModule` that turn most of XLA's optimizations off.
+
+  For tests whose programs run once or twice and are tiny, so that compiling them well costs more than it gains.
+  """
+  import jax
+  name = 'jax_disable_most_optimizations'
+  before = jax.config.read(name)
+  return lambda: jax.config.update(name, True), lambda: jax.config.update(name, before)
+
+
 def small_config(**overrides):
   """Returns a T5Config of 1 + 1 layers, D = 16, 2 heads, vocabulary 32; `overrides` change its fields."""
   from cpoly_jax.t5 import network  # Here: looking for data needs no network.
@@ -43,20 +54,27 @@ def small_config(**overrides):
   return network.T5Config(**{**sizes, **overrides})
 
 
-def cpoly_adapter(num_tasks: int, *, router=None, inventory=None, targets: str = '.*'):
+def cpoly_adapter(num_tasks: int, *, router=None, inventory=None, targets: str = '.*', granularity: str = 'projection'):
   """Returns a C-Poly adapter on all projections; `router` and `inventory` are settings of the two."""
   from cpoly_jax import adapters, routing, skills
   return adapters.Adapter(
       router=functools.partial(routing.CPolyRouter, num_tasks=num_tasks, **(router or {})),
-      inventory=functools.partial(skills.LoRA, **(inventory or {})), targets=targets)
+      inventory=functools.partial(skills.LoRA, **(inventory or {})), targets=targets, granularity=granularity)
 
 
 def randomized(params, seed: int = 0, scale: float = 0.3):
-  """Returns `params` with every skill and routing leaf moved by normal noise, so that nothing is zero by its start."""
+  """Returns `params` with every skill and routing leaf moved by normal noise, so that nothing is zero by its start.
+
+  The positions of sparse skills, which are whole numbers and never move, stay.
+  """
   import jax
-  flat, tree = jax.tree_util.tree_flatten_with_path(params)
-  keys = jax.random.split(jax.random.PRNGKey(seed), len(flat))
-  moved = [leaf + scale * jax.random.normal(key, leaf.shape, leaf.dtype)
-           if any(getattr(k, 'key', None) in ('skills', 'routing') for k in path) else leaf
-           for (path, leaf), key in zip(flat, keys)]
-  return jax.tree_util.tree_unflatten(tree, moved)
+  import numpy as np
+  rng = np.random.default_rng(seed)
+
+  def moved(path, leaf):
+    names = [getattr(k, 'key', None) for k in path]
+    if names[-1] == 'indices' or not {'skills', 'routing'} & set(names):
+      return leaf
+    return leaf + (scale * rng.normal(size=leaf.shape)).astype(leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(moved, params)

@@ -20,18 +20,26 @@ find_python() {
 }
 
 # Installs the project into $VENV unless this very set of requirements is there already.
-
+#
+#   ensure_environment          what everything needs
+#   ensure_environment parity   that, and the extra `parity` of setup.py, into the same environment
+#
+# Each has a stamp of its own: what has the extra is not installed again without it, and gets it later if it has not.
 ensure_environment() {
-  local python stamp wanted
+  local extra="${1:-}" python stamp wanted
+  local requirements=(-r requirements.txt)
   python="$(find_python)"
   wanted="$(cd "$ROOT" && "$python" --version && cat setup.py t5x_lite/setup.py requirements.txt constraints.txt)"
-  stamp="$VENV/.installed"
+  stamp="$VENV/.installed${extra:+-$extra}"
   if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && [ -x "$VENV/bin/python" ]; then
     return
+  fi
+  if [ -n "$extra" ]; then
+    requirements+=(-e ".[$extra]")
   fi
   echo "Installing into $VENV (once; some minutes) ..."
   "$python" -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
-  (cd "$ROOT" && "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt)
-  printf '%s\n' "$wanted" > "$stamp"
+  (cd "$ROOT" && "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}" -c constraints.txt)
+  printf '%s\n' "$wanted" | tee "$VENV/.installed" > "$stamp"
 }

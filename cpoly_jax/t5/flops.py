@@ -1,4 +1,4 @@
-"""FLOPs of a train step of T5 with a frozen base, counted by hand: what XLA's own count is compared with.
+"""FLOPs of a forward pass and of a train step of T5 with a frozen base, counted by hand: what XLA's own count is compared with.
 
 Notation: B batch, Li / Lt input and target length, D width, F MLP width, H heads of width K, V vocabulary, S skills,
 r rank. A product of [m, k] and [k, n] counts 2mkn. Softmax, activations, norms and the loss are left out.
@@ -19,10 +19,42 @@ def projection_shapes(config: T5Config) -> dict[str, tuple[int, int]]:
   return {path: shapes.get(path.split('/')[-1], (config.emb_dim, config.mlp_dim)) for path in projection_paths(config)}
 
 
-def _length(path: str, inputs: int, targets: int) -> int:
-  """Positions that the projection at `path` sees."""
+def projection_axes(path: str) -> tuple[str, str]:
+  """Returns the logical names of the two axes of the kernel at `path`."""
+  axes = {'query': ('embed', 'joined_kv'), 'key': ('embed', 'joined_kv'), 'value': ('embed', 'joined_kv'),
+          'out': ('joined_kv', 'embed'), 'wo': ('mlp', 'embed')}
+  return axes.get(path.split('/')[-1], ('embed', 'mlp'))
+
+
+def positions(path: str, inputs: int, targets: int) -> int:
+  """Returns how many positions of an example the projection at `path` sees."""
   reads_encoder = path.startswith('encoder/') or re.search(r'encoder_decoder_attention/(key|value)$', path)
   return inputs if reads_encoder else targets
+
+
+def _products(config: T5Config, batch: int, inputs: int, targets: int) -> tuple[float, float]:
+  """FLOPs of a forward pass: products with kernels, and products of two activations in attention."""
+  kernels = sum(2 * batch * positions(path, inputs, targets) * d * o
+                for path, (d, o) in projection_shapes(config).items())
+  kernels += 2 * batch * targets * config.emb_dim * config.vocab_size
+  inner = config.num_heads * config.head_dim
+  pairs = (config.num_encoder_layers * inputs * inputs + config.num_decoder_layers * targets * (targets + inputs))
+  return kernels, 2 * 2 * batch * pairs * inner
+
+
+def forward(config: T5Config, batch: int, inputs: int, targets: int) -> float:
+  """Forward pass of the base.
+
+  Args:
+    config: sizes.
+    batch: B.
+    inputs: Li.
+    targets: Lt.
+
+  Returns:
+    FLOPs.
+  """
+  return sum(_products(config, batch, inputs, targets))
 
 
 def frozen_step(config: T5Config, batch: int, inputs: int, targets: int) -> float:
@@ -37,12 +69,7 @@ def frozen_step(config: T5Config, batch: int, inputs: int, targets: int) -> floa
   Returns:
     FLOPs. A product with a frozen kernel costs as much backward as forward; one of two activations twice as much.
   """
-  kernels = sum(2 * batch * _length(path, inputs, targets) * d * o
-                for path, (d, o) in projection_shapes(config).items())
-  kernels += 2 * batch * targets * config.emb_dim * config.vocab_size
-  inner = config.num_heads * config.head_dim
-  pairs = (config.num_encoder_layers * inputs * inputs + config.num_decoder_layers * targets * (targets + inputs))
-  attention = 2 * 2 * batch * pairs * inner
+  kernels, attention = _products(config, batch, inputs, targets)
   return 2 * kernels + 3 * attention
 
 
@@ -65,6 +92,6 @@ def adapters(config: T5Config, batch: int, inputs: int, targets: int, *, rank: i
   total = 0
   for path, (d, o) in projection_shapes(config).items():
     if re.fullmatch(targets_pattern, path):
-      low_rank = 2 * batch * _length(path, inputs, targets) * rank * (d + o)
+      low_rank = 2 * batch * positions(path, inputs, targets) * rank * (d + o)
       total += sum(3 * (low_rank + 2 * batch * size * rank * (d + o)) for size in group_sizes)
   return total

@@ -13,13 +13,12 @@ from typing import Any
 from collections.abc import Callable
 
 from flax import linen as nn
-from flax import struct
 from flax.linen import partitioning as nn_partitioning
 import jax
 from jax import lax
 import jax.numpy as jnp
 
-from cpoly_jax.adapters import Adapter
+from cpoly_jax.adapters import Routed
 
 param_with_axes = nn_partitioning.param_with_axes
 with_sharding_constraint = nn_partitioning.with_sharding_constraint
@@ -30,23 +29,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 kernel_init = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
 
 
-@struct.dataclass
-class Routed:
-  """What every adapted projection of one forward pass needs.
-
-  Attributes:
-    task_ids: [B] int32 routing rows; None if nothing is adapted.
-    deterministic: neither dropout nor routing noise.
-    adapter: the adapter, or None for the plain base.
-  """
-
-  task_ids: jax.Array | None
-  deterministic: bool = struct.field(pytree_node=False)
-  adapter: Adapter | None = struct.field(pytree_node=False, default=None)
-
-
 class Projection(nn.Module):
-  """A linear map [B, L, d] -> [B, L, o] without bias, plus the delta of an adapter if it is a target.
+  """A linear map [B, L, d] -> [B, L, o] without bias, adapted if it is a target.
 
   Attributes:
     features: o.
@@ -65,11 +49,10 @@ class Projection(nn.Module):
     init = lambda *args: kernel_init(*args) / self.scale
     kernel = param_with_axes('kernel', init, (x.shape[-1], self.features), jnp.float32, axes=self.axes)
     x = x.astype(self.dtype)
-    y = x @ kernel.astype(self.dtype)
-    if routed.adapter is not None and routed.adapter.is_target('/'.join(self.path)):
-      y += routed.adapter.delta(x, routed.task_ids, features=self.features, axes=self.axes,
-                                deterministic=routed.deterministic)
-    return y
+    project = lambda inputs: inputs @ kernel.astype(self.dtype)
+    if routed.adapter is None or not routed.adapter.is_target('/'.join(self.path)):
+      return project(x)
+    return routed.adapter.project(x, routed, project, features=self.features, axes=self.axes)
 
 
 class Embed(nn.Module):

@@ -19,11 +19,14 @@ import jax
 import jax.numpy as jnp
 from t5x.examples.t5 import layers as t5x_layers
 
-from cpoly_jax.adapters import Adapter
+from cpoly_jax import adapters
+from cpoly_jax.adapters import Adapter, Routed
 from cpoly_jax.t5 import layers
-from cpoly_jax.t5.layers import Routed
 
 with_sharding_constraint = nn_partitioning.with_sharding_constraint
+
+# A scalar parameter that the optimizer sets to the run's step, if a setting of the routing changes with it.
+CLOCK = 'clock'
 
 
 @struct.dataclass
@@ -79,6 +82,11 @@ def _dropout(config: T5Config) -> nn.Dropout:
   return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
+def _shared_router(adapter: Adapter | None, granularity: str) -> nn.Module | None:
+  """The router that a layer, a stack or the model shares among its projections, if that is where the adapter has it."""
+  return None if adapter is None else adapter.router_of(granularity)
+
+
 def _relative_positions(config: T5Config) -> nn.Module:
   """The bias of relative positions that all layers of a stack share: 32 buckets up to distance 128."""
   return t5x_layers.RelativePositionBiases(
@@ -90,8 +98,10 @@ class EncoderLayer(nn.Module):
   """Self-attention and a feed-forward block, each on normalised inputs and added to them."""
 
   config: T5Config
+  adapter: Adapter | None = None
 
   def setup(self):
+    self.routing = _shared_router(self.adapter, adapters.LAYER)
     self.pre_attention_layer_norm = _norm(self.config)
     self.attention = _attention(self.config)
     self.pre_mlp_layer_norm = _norm(self.config)
@@ -100,6 +110,7 @@ class EncoderLayer(nn.Module):
 
   def __call__(self, x: jax.Array, mask: jax.Array, bias: jax.Array, routed: Routed) -> jax.Array:
     """Returns [B, Li, D] for x [B, Li, D], mask [B, 1, Li, Li] and bias [1, H, Li, Li]."""
+    routed = routed.by(self.routing)
     drop = lambda y: self.dropout(y, deterministic=routed.deterministic)
     x = with_sharding_constraint(x, ('batch', 'length', 'embed'))
     x += drop(self.attention(self.pre_attention_layer_norm(x), None, mask, bias, routed))
@@ -110,8 +121,10 @@ class DecoderLayer(nn.Module):
   """Causal self-attention, attention to the encoded inputs and a feed-forward block."""
 
   config: T5Config
+  adapter: Adapter | None = None
 
   def setup(self):
+    self.routing = _shared_router(self.adapter, adapters.LAYER)
     self.pre_self_attention_layer_norm = _norm(self.config)
     self.self_attention = _attention(self.config)
     self.pre_cross_attention_layer_norm = _norm(self.config)
@@ -133,6 +146,7 @@ class DecoderLayer(nn.Module):
       routed: what adapters need.
       decode: one position with the cache (see `layers.Attention`).
     """
+    routed = routed.by(self.routing)
     drop = lambda y: self.dropout(y, deterministic=routed.deterministic)
     x = with_sharding_constraint(x, ('batch', 'length', 'embed'))
     y = self.pre_self_attention_layer_norm(x)
@@ -143,22 +157,25 @@ class DecoderLayer(nn.Module):
 
   def keep_encoded(self, encoded: jax.Array, routed: Routed) -> None:
     """Puts the keys and values of `encoded` into the cache."""
-    self.encoder_decoder_attention.keep_encoded(encoded, routed)
+    self.encoder_decoder_attention.keep_encoded(encoded, routed.by(self.routing))
 
 
 class Encoder(nn.Module):
   """The stack of encoder layers."""
 
   config: T5Config
+  adapter: Adapter | None = None
 
   def setup(self):
+    self.routing = _shared_router(self.adapter, adapters.STACK)
     self.relpos_bias = _relative_positions(self.config)
-    self.layers = [EncoderLayer(self.config) for _ in range(self.config.num_encoder_layers)]
+    self.layers = [EncoderLayer(self.config, self.adapter) for _ in range(self.config.num_encoder_layers)]
     self.encoder_norm = _norm(self.config)
     self.dropout = _dropout(self.config)
 
   def __call__(self, x: jax.Array, mask: jax.Array, routed: Routed) -> jax.Array:
     """Returns [B, Li, D] for embedded inputs x [B, Li, D] and mask [B, 1, Li, Li]."""
+    routed = routed.by(self.routing)
     drop = lambda y: self.dropout(y, deterministic=routed.deterministic)
     bias = self.relpos_bias(x.shape[-2], x.shape[-2], bidirectional=True)
     x = drop(x).astype(self.config.dtype)
@@ -172,10 +189,12 @@ class Decoder(nn.Module):
 
   config: T5Config
   embedder: nn.Module
+  adapter: Adapter | None = None
 
   def setup(self):
+    self.routing = _shared_router(self.adapter, adapters.STACK)
     self.relpos_bias = _relative_positions(self.config)
-    self.layers = [DecoderLayer(self.config) for _ in range(self.config.num_decoder_layers)]
+    self.layers = [DecoderLayer(self.config, self.adapter) for _ in range(self.config.num_decoder_layers)]
     self.decoder_norm = _norm(self.config)
     self.dropout = _dropout(self.config)
     if not self.config.logits_via_embedding:
@@ -185,6 +204,7 @@ class Decoder(nn.Module):
                cross_mask: jax.Array | None, routed: Routed, *, decode: bool = False,
                max_decode_length: int | None = None) -> jax.Array:
     """Returns logits [B, Lt, V] float32 for `encoded` [B, Li, D] and input tokens [B, Lt]."""
+    routed = routed.by(self.routing)
     drop = lambda y: self.dropout(y, deterministic=routed.deterministic)
     length = max_decode_length if decode and max_decode_length else tokens.shape[-1]
     bias = self.relpos_bias(length, length, bidirectional=False)
@@ -199,6 +219,7 @@ class Decoder(nn.Module):
 
   def keep_encoded(self, encoded: jax.Array, routed: Routed) -> None:
     """Puts the keys and values of `encoded` into every layer's cache."""
+    routed = routed.by(self.routing)
     for layer in self.layers:
       layer.keep_encoded(encoded, routed)
 
@@ -208,7 +229,7 @@ class Transformer(nn.Module):
 
   Attributes:
     config: sizes.
-    adapter: routed skills, or None for the plain base.
+    adapter: routed skills, or None for the plain base, which ignores `task_ids`.
   """
 
   config: T5Config
@@ -216,16 +237,23 @@ class Transformer(nn.Module):
 
   def setup(self):
     cfg = self.config
+    self.routing = _shared_router(self.adapter, adapters.MODEL)
+    self.clock = None
     if self.adapter is not None:
       self.adapter.check_matches(projection_paths(cfg))
+      if self.adapter.describe().needs_step:
+        self.clock = layers.param_with_axes(CLOCK, nn.initializers.zeros_init(), (), jnp.float32, axes=())
     self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
-    self.encoder = Encoder(cfg)
-    self.decoder = Decoder(cfg, self.token_embedder)
+    self.encoder = Encoder(cfg, self.adapter)
+    self.decoder = Decoder(cfg, self.token_embedder, self.adapter)
 
   def _routed(self, task_ids: jax.Array | None, enable_dropout: bool) -> Routed:
-    if self.adapter is not None and task_ids is None:
+    if self.adapter is None:
+      return Routed(None, not enable_dropout)
+    if task_ids is None:
       raise ValueError('this network routes by task: give task_ids [B], the routing row of each example')
-    return Routed(task_ids, not enable_dropout, self.adapter)
+    step = None if self.clock is None else jax.lax.stop_gradient(self.clock)
+    return Routed(task_ids, not enable_dropout, self.adapter, step).by(self.routing)
 
   def encode(self, encoder_input_tokens: jax.Array, encoder_segment_ids: jax.Array | None = None,
              enable_dropout: bool = True, *, task_ids: jax.Array | None = None) -> jax.Array:
@@ -240,12 +268,15 @@ class Transformer(nn.Module):
     Returns:
       [B, Li, D].
     """
+    return self._encode(encoder_input_tokens, encoder_segment_ids, self._routed(task_ids, enable_dropout))
+
+  def _encode(self, encoder_input_tokens: jax.Array, encoder_segment_ids: jax.Array | None, routed: Routed) -> jax.Array:
     valid = encoder_input_tokens > 0
     mask = t5x_layers.make_attention_mask(valid, valid, dtype=self.config.dtype)
     if encoder_segment_ids is not None:
       mask = t5x_layers.combine_masks(mask, _same_segment(encoder_segment_ids, encoder_segment_ids, self.config.dtype))
     x = self.token_embedder(encoder_input_tokens)
-    return self.encoder(x, mask, self._routed(task_ids, enable_dropout))
+    return self.encoder(x, mask, routed)
 
   def decode(self, encoded: jax.Array, encoder_input_tokens: jax.Array, decoder_input_tokens: jax.Array,
              decoder_target_tokens: jax.Array, encoder_segment_ids: jax.Array | None = None,
@@ -271,6 +302,11 @@ class Transformer(nn.Module):
       [B, Lt, V] float32.
     """
     del decoder_positions
+    return self._decode(encoded, encoder_input_tokens, decoder_input_tokens, decoder_target_tokens, encoder_segment_ids,
+                        decoder_segment_ids, decode, max_decode_length, self._routed(task_ids, enable_dropout))
+
+  def _decode(self, encoded, encoder_input_tokens, decoder_input_tokens, decoder_target_tokens, encoder_segment_ids,
+              decoder_segment_ids, decode, max_decode_length, routed):
     dtype = self.config.dtype
     if decode:
       decoder_mask = None
@@ -284,8 +320,8 @@ class Transformer(nn.Module):
       if decode:
         raise ValueError('packed inputs cannot be decoded: give one example a row, without segment ids')
       cross_mask = t5x_layers.combine_masks(cross_mask, _same_segment(decoder_segment_ids, encoder_segment_ids, dtype))
-    return self.decoder(encoded, decoder_input_tokens, decoder_mask, cross_mask,
-                        self._routed(task_ids, enable_dropout), decode=decode, max_decode_length=max_decode_length)
+    return self.decoder(encoded, decoder_input_tokens, decoder_mask, cross_mask, routed, decode=decode,
+                        max_decode_length=max_decode_length)
 
   def keep_encoded(self, encoded: jax.Array, *, task_ids: jax.Array | None = None) -> None:
     """Fills the cache with the keys and values of `encoded` [B, Li, D], so that decoding steps reuse them."""
@@ -297,11 +333,11 @@ class Transformer(nn.Module):
                decoder_positions: jax.Array | None = None, *, enable_dropout: bool = True, decode: bool = False,
                task_ids: jax.Array | None = None) -> jax.Array:
     """Encodes and decodes: logits [B, Lt, V]; arguments as in `encode` and `decode`."""
-    del encoder_positions
-    encoded = self.encode(encoder_input_tokens, encoder_segment_ids, enable_dropout, task_ids=task_ids)
-    return self.decode(encoded, encoder_input_tokens, decoder_input_tokens, decoder_target_tokens,
-                       encoder_segment_ids, decoder_segment_ids, decoder_positions, enable_dropout, decode,
-                       task_ids=task_ids)
+    del encoder_positions, decoder_positions
+    routed = self._routed(task_ids, enable_dropout)  # Once: a router that both stacks share draws one noise for both.
+    encoded = self._encode(encoder_input_tokens, encoder_segment_ids, routed)
+    return self._decode(encoded, encoder_input_tokens, decoder_input_tokens, decoder_target_tokens, encoder_segment_ids,
+                        decoder_segment_ids, decode, None, routed)
 
 
 def _same_segment(query_segments: jax.Array, key_segments: jax.Array, dtype: Any) -> jax.Array:

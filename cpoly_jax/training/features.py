@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import seqio
 import tensorflow as tf
 
+from cpoly_jax import routing
 from cpoly_jax.task_index import TaskIndex
 
 TASK_ID = 'task_id'
@@ -22,6 +23,7 @@ class TaskFeatureConverter(seqio.EncDecFeatureConverter):
 
   Args:
     task_index: the run's tasks.
+    unknown_task: what an example of another task gets: `error`, or with `average` the row `routing.UNKNOWN`.
     pack: must be False: a packed row would have several tasks.
     **kwargs: as of `seqio.FeatureConverter`.
 
@@ -34,11 +36,12 @@ class TaskFeatureConverter(seqio.EncDecFeatureConverter):
   MODEL_FEATURES = {**seqio.EncDecFeatureConverter.MODEL_FEATURES,
                     TASK_ID: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)}
 
-  def __init__(self, *, task_index: TaskIndex, pack: bool = False, **kwargs):
+  def __init__(self, *, task_index: TaskIndex, unknown_task: str = routing.ERROR, pack: bool = False, **kwargs):
     if pack:
       raise ValueError('routing by task needs one example a row: set utils.DatasetConfig.pack = False')
     super().__init__(pack=False, **kwargs)
     self._task_index = task_index
+    self._unknown_task = unknown_task
 
   def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
     """As SeqIO's; the length of `task_id` is always 1 and need not be given."""
@@ -47,7 +50,7 @@ class TaskFeatureConverter(seqio.EncDecFeatureConverter):
     return super().__call__(ds, {**task_feature_lengths, TASK_ID: 1})
 
   def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
-    rows = _row_lookup(self._task_index)
+    rows = _row_lookup(self._task_index, self._unknown_task)
     marked = ds.map(lambda example: {**example, TASK_ID: rows(example[TASK_ID])}, num_parallel_calls=tf.data.AUTOTUNE)
     return super()._convert_features(marked, task_feature_lengths)
 
@@ -59,19 +62,22 @@ class TaskFeatureConverter(seqio.EncDecFeatureConverter):
     return {**super().get_model_feature_lengths(task_feature_lengths), TASK_ID: task_feature_lengths[TASK_ID]}
 
 
-def _row_lookup(task_index: TaskIndex) -> Callable[[tf.Tensor], tf.Tensor]:
-  """Returns a function from keys [1] to rows [1] int32; it fails on a key that the index does not have."""
+def _row_lookup(task_index: TaskIndex, unknown_task: str) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Returns a function from keys [1] to rows [1] int32; a key that the index does not have fails, or is `routing.UNKNOWN`."""
   keys = tf.constant(task_index.keys)
 
   def rows(key: tf.Tensor) -> tf.Tensor:
     hits = tf.equal(keys, key[0])
+    row = tf.argmax(tf.cast(hits, tf.int32), output_type=tf.int32)[None]
+    if unknown_task == routing.AVERAGE:
+      return tf.where(tf.reduce_any(hits), row, routing.UNKNOWN)
     with tf.control_dependencies([tf.debugging.Assert(
         tf.reduce_any(hits), ['an example is of a task that has no routing row; its key is', key])]):
-      return tf.argmax(tf.cast(hits, tf.int32), output_type=tf.int32)[None]
+      return tf.identity(row)
 
   return rows
 
 
-def converter_for(task_index: TaskIndex) -> Callable[..., TaskFeatureConverter]:
+def converter_for(task_index: TaskIndex, unknown_task: str = routing.ERROR) -> Callable[..., TaskFeatureConverter]:
   """Returns what T5X calls as a feature converter class: it takes `pack` and the like."""
-  return functools.partial(TaskFeatureConverter, task_index=task_index)
+  return functools.partial(TaskFeatureConverter, task_index=task_index, unknown_task=unknown_task)

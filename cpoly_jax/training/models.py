@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import copy
 from typing import Any
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import seqio
+from t5x import metrics
 from t5x import models
 
 from cpoly_jax import routing
+from cpoly_jax.routing import priors
 from cpoly_jax.task_index import TaskIndex
 from cpoly_jax.training.features import TASK_ID, converter_for
 
@@ -55,14 +57,22 @@ class CPolyModel(models.EncoderDecoderModel):
   Args:
     task_index: the run's tasks, in the order of the routing's rows.
     num_tasks: rows of the routing; None for as many as there are tasks. More leave room for later tasks.
+    unknown_task: `error`, or `average` to give examples of other tasks the average of all rows; the routers have the
+      same setting.
+    other_tasks: the checkpoint to start from may have been trained on other tasks; its routing must then not be
+      restored (RestoreCheckpointConfig.assignment_map).
+    prior: penalty of each table of routing logits (`routing.priors`), added to the training loss; None for none.
+    prior_weight: factor of the penalty.
     **kwargs: as of `t5x.models.EncoderDecoderModel`; its module must take `task_ids`.
 
   Raises:
     ValueError: more tasks than rows, or more pieces in a vocabulary than rows in the embedding.
   """
 
-  def __init__(self, *args, task_index: TaskIndex, num_tasks: int | None = None, **kwargs):
-    super().__init__(*args, feature_converter_cls=converter_for(task_index), **kwargs)
+  def __init__(self, *args, task_index: TaskIndex, num_tasks: int | None = None, unknown_task: str = routing.ERROR,
+               other_tasks: bool = False, prior: Callable[[jax.Array], jax.Array] | None = None, prior_weight: float = 1.0,
+               **kwargs):
+    super().__init__(*args, feature_converter_cls=converter_for(task_index, unknown_task), **kwargs)
     if num_tasks is not None and len(task_index) > num_tasks:
       raise ValueError(f'{len(task_index)} tasks do not fit {num_tasks} routing rows: raise NUM_TASKS to {len(task_index)}')
     embedded = getattr(getattr(self.module, 'config', None), 'vocab_size', None)
@@ -71,6 +81,10 @@ class CPolyModel(models.EncoderDecoderModel):
         raise ValueError(f'the {kind} vocabulary has {vocabulary.vocab_size} pieces but the embedding {embedded} rows: raise '
                          f'VOCABULARY_SIZE to {vocabulary.vocab_size} or more, or set another VOCABULARY_PATH')
     self.task_index = task_index
+    self._unknown_task = unknown_task
+    self._other_tasks = other_tasks
+    self._prior = prior
+    self._prior_weight = prior_weight
 
   def _bound(self, batch: Mapping[str, jax.Array]) -> CPolyModel:
     """A copy whose module knows the tasks of `batch`."""
@@ -90,6 +104,16 @@ class CPolyModel(models.EncoderDecoderModel):
   def _compute_logits(self, params, batch, dropout_rng=None, mutable=False, other_variables=None):
     return super(CPolyModel, self._bound(batch))._compute_logits(params, batch, dropout_rng, mutable, other_variables)
 
+  def loss_fn(self, params, batch, dropout_rng, *args):
+    """As T5X's, plus the prior of the routing while training, which is told as `routing_prior`."""
+    loss, aux = super().loss_fn(params, batch, dropout_rng, *args)
+    if self._prior is None or dropout_rng is None:
+      return loss, aux
+    penalty = priors.total(params, self._prior)
+    told = {'routing_prior': metrics.AveragePerStep.from_model_output(penalty, steps=1)}
+    aux = aux | told if isinstance(aux, Mapping) else (aux[0] | told, *aux[1:])
+    return loss + self._prior_weight * penalty, aux
+
   def predict_batch_with_aux(self, params, batch, *args, **kwargs):
     """As T5X's; tasks may be mixed in the batch."""
     return super(CPolyModel, self._bound(batch)).predict_batch_with_aux(params, batch, *args, **kwargs)
@@ -102,7 +126,9 @@ class CPolyModel(models.EncoderDecoderModel):
     return kept['cache'], initial_index
 
   def check_mixture(self, mixture_or_task: seqio.Task | seqio.Mixture) -> None:
-    """Raises ValueError unless every task of a SeqIO mixture has a routing row."""
+    """Raises ValueError unless every task of a SeqIO mixture has a routing row, or unknown tasks get the average."""
+    if self._unknown_task == routing.AVERAGE:
+      return
     self.task_index.check_covers([task.name for task in seqio.get_subtasks(mixture_or_task)])
 
   def checkpoint_metadata(self) -> dict[str, Any]:
@@ -110,8 +136,8 @@ class CPolyModel(models.EncoderDecoderModel):
     return {'task_index': self.task_index.to_json()}
 
   def check_checkpoint_metadata(self, metadata: Mapping[str, Any], where: str = 'the checkpoint') -> None:
-    """Raises ValueError if a checkpoint of this model was trained with another TaskIndex."""
-    if 'task_index' in metadata:
+    """Raises ValueError if a checkpoint of this model was trained with another TaskIndex, unless `other_tasks` allows that."""
+    if 'task_index' in metadata and not self._other_tasks:
       self.task_index.check_same(TaskIndex.from_json(metadata['task_index']), where)
 
 

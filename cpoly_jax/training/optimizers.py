@@ -1,4 +1,4 @@
-"""The optimizer of a run with a frozen base: AdamW at two speeds, one for skills and one for routing.
+"""The optimizer of skills, routing and base: AdamW with a learning rate for each of them.
 
 A parameter belongs to the first of `RULES` whose pattern its path matches. What is frozen has neither gradient nor state
 where the provider of t5x honours `trainable_mask`; elsewhere its update is zero. Schedules count from the run's first
@@ -18,8 +18,11 @@ from t5x import optimizers
 
 SKILLS = 'skills'
 ROUTING = 'routing'
-FROZEN = 'frozen'
-RULES = ((r'(.*/)?routing/.*', ROUTING), (r'(.*/)?skills/.*', SKILLS), (r'.*', FROZEN))
+BASE = 'base'
+CLOCK = 'clock'  # The run's step, for settings of the routing that change with it.
+FROZEN = 'frozen'  # Never trained: the positions of sparse skills.
+RULES = ((r'clock', CLOCK), (r'(.*/)?skills/indices', FROZEN), (r'(.*/)?routing/.*', ROUTING), (r'(.*/)?skills/.*', SKILLS),
+         (r'.*', BASE))
 
 
 def group_of(path: str) -> str:
@@ -59,42 +62,60 @@ def linear_warmup_decay(peak: float, total_steps: int, warmup_ratio: float = 0.0
   return rate
 
 
-class FrozenBaseOptimizer(optimizers.OptaxWrapper):
-  """AdamW for skills and, at a rate of its own, for routing; nothing else changes.
+def _count_steps() -> optax.GradientTransformation:
+  """Adds 1 to each parameter at each step, whatever its gradient."""
+  return optax.GradientTransformation(lambda params: optax.EmptyState(),
+                                      lambda updates, state, params=None: (jax.tree.map(jnp.ones_like, updates), state))
+
+
+class GroupedAdamW(optimizers.OptaxWrapper):
+  """AdamW with rates of their own for skills, for routing ("dual speed") and for the base, which is frozen by default.
 
   Args:
-    skills_learning_rate: a rate or a schedule (`linear_warmup_decay`).
+    skills_learning_rate: a rate or a schedule (`linear_warmup_decay`); None freezes the skills (MHR-z).
     routing_learning_rate: the same for routing; METHOD's dual speed wants it higher.
+    base_learning_rate: the same for the base; a rate makes it full fine-tuning.
     weight_decay: of skills.
     routing_weight_decay: of routing.
+    base_weight_decay: of the base.
     max_grad_norm: bound of the gradient's global norm over all that trains; None for no bound.
     b1: decay of the first moment.
     b2: decay of the second moment.
     eps: added to the root of the second moment.
+
+  Raises:
+    ValueError: every rate is None.
   """
 
-  def __init__(self, skills_learning_rate: float | Callable = 1e-3, routing_learning_rate: float | Callable = 1e-2,
-               weight_decay: float = 0., routing_weight_decay: float = 0., max_grad_norm: float | None = 1.0,
-               b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8):
-    adamw = lambda rate, decay: optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=decay)
+  def __init__(self, skills_learning_rate: float | Callable | None = 1e-3,
+               routing_learning_rate: float | Callable | None = 1e-2, base_learning_rate: float | Callable | None = None,
+               weight_decay: float = 0., routing_weight_decay: float = 0.,
+               base_weight_decay: float = 0., max_grad_norm: float | None = 1.0, b1: float = 0.9, b2: float = 0.999,
+               eps: float = 1e-8):
+    rates = {SKILLS: (skills_learning_rate, weight_decay), ROUTING: (routing_learning_rate, routing_weight_decay),
+             BASE: (base_learning_rate, base_weight_decay)}
+    trained = {group: optax.adamw(rate, b1=b1, b2=b2, eps=eps, weight_decay=decay)
+               for group, (rate, decay) in rates.items() if rate is not None}
+    if not trained:
+      raise ValueError('nothing would train: give GroupedAdamW a learning rate for the skills, the routing or the base')
+    zero = {group: optax.set_to_zero() for group in (SKILLS, ROUTING, BASE, CLOCK, FROZEN)}
     steps = []
     if max_grad_norm is not None:
-      frozen_to_zero = {SKILLS: optax.identity(), ROUTING: optax.identity(), FROZEN: optax.set_to_zero()}
-      steps += [optax.multi_transform(frozen_to_zero, parameter_groups), optax.clip_by_global_norm(max_grad_norm)]
-    steps.append(optax.multi_transform({
-        SKILLS: adamw(skills_learning_rate, weight_decay),
-        ROUTING: adamw(routing_learning_rate, routing_weight_decay),
-        FROZEN: optax.set_to_zero()}, parameter_groups))
+      # What does not train must not count in the norm.
+      steps += [optax.multi_transform(zero | {group: optax.identity() for group in trained}, parameter_groups),
+                optax.clip_by_global_norm(max_grad_norm)]
+    steps.append(optax.multi_transform(zero | trained | {CLOCK: _count_steps()}, parameter_groups))
     super().__init__(optax.chain(*steps))
+    self._trained = frozenset(trained)
 
   def trainable_mask(self, params: Any) -> Any:
-    """Returns a tree like `params`: True where something trains.
+    """Returns a tree like `params`: True where something changes.
 
     Raises:
-      ValueError: nothing does.
+      ValueError: the network has no parameter of any group that trains.
     """
-    mask = jax.tree.map(lambda group: group != FROZEN, parameter_groups(params))
-    if not any(jax.tree.leaves(mask)):
-      raise ValueError('no parameter lies under skills/ or routing/, so nothing would train: '
-                       'give network.Transformer an adapter, or use another OPTIMIZER')
-    return mask
+    groups = parameter_groups(params)
+    if not self._trained & set(jax.tree.leaves(groups)):
+      raise ValueError(f'the network has no parameters of {" or ".join(sorted(self._trained))}, so nothing would train: give '
+                       'network.Transformer an adapter, or GroupedAdamW a base_learning_rate')
+    return jax.tree.map(lambda group: group in self._trained or group == CLOCK, groups)

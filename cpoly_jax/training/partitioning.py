@@ -1,6 +1,6 @@
-"""Logical axes of skills and routing: `skill`, `rank` and `task`.
+"""Logical axes of skills and routing: `skill`, `rank`, `task`, `head`, and those of task embeddings.
 
-Banks are [skill, in, rank] and [skill, rank, out]; tables are [task, skill]. By default all three are on every device;
+Banks are [skill, in, rank] and [skill, rank, out]; tables are [task, skill]. By default all of them are on every device;
 their input and output axes follow the projection's kernel, so a sharded kernel has sharded skills.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from t5x import partitioning
 
-DEFAULT_RULES = (('skill', None), ('rank', None), ('task', None))
+DEFAULT_RULES = (('skill', None), ('rank', None), ('task', None), ('head', None), ('task_embed', None), ('task_hidden', None))
 
 
 def logical_axis_rules(activation_partitioning_dims: int = 1, parameter_partitioning_dims: int = 1,

@@ -1,5 +1,6 @@
 """Tests of the latent-skill suite: its strings, its ground truth, its splits, its tasks."""
 
+import pathlib
 import random
 
 from absl.testing import absltest
@@ -7,9 +8,13 @@ from absl.testing import parameterized
 import numpy as np
 import seqio
 
+from cpoly_jax import routing
+from cpoly_jax.task_index import TaskIndex
 from tasks import latent_skills
 from tasks import latent_strings
 from tasks.latent_strings import HELD_OUT, SKILLS, TASKS
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class StringsTest(parameterized.TestCase):
@@ -89,6 +94,18 @@ class TasksTest(parameterized.TestCase):
     example = {'string': b'a b'}
     self.assertEqual(latent_skills.with_copy('x', example=example, is_target=True), ('x', 'a b'))
     self.assertEqual(latent_skills.with_copy('x', example=example, is_target=False), 'x')
+
+
+class ExpertMatrixTest(absltest.TestCase):
+
+  def test_the_file_tells_the_truth(self):
+    names = tuple(sorted(task.name for task in TASKS))
+    matrix = np.array(routing.expert_matrix(str(ROOT / 'tasks/assets/latent_skills.csv'), TaskIndex(names)))
+    np.testing.assert_array_equal(matrix[:, :len(SKILLS)], latent_strings.skill_matrix())
+    tails = matrix[:, len(SKILLS):]  # One skill for each idiosyncrasy.
+    own = [bool(latent_strings.find(name).own) for name in names]
+    np.testing.assert_array_equal(tails.sum(axis=1), own)
+    np.testing.assert_array_equal(tails.sum(axis=0), 1)
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@ from absl.testing import absltest
 import numpy as np
 import tensorflow as tf
 
+from cpoly_jax import routing
 from cpoly_jax.task_index import TaskIndex, task_key
 from cpoly_jax.training import features
 
@@ -28,10 +29,16 @@ class TaskFeatureConverterTest(absltest.TestCase):
     np.testing.assert_array_equal(examples[0]['decoder_input_tokens'], [0, 9, 1, 0])
     self.assertEqual(converter.get_model_feature_lengths({**LENGTHS, 'task_id': 1})['task_id'], 1)
 
-  def test_unknown_task_fails(self):
+  def test_unknown_task_fails_and_its_key_is_named(self):
     converter = features.converter_for(INDEX)(pack=False)
-    with self.assertRaisesRegex(tf.errors.InvalidArgumentError, 'no routing row'):
-      list(converter(_examples('x'), LENGTHS))
+    with self.assertRaisesRegex(tf.errors.InvalidArgumentError, f'(?s)no routing row.*{task_key("x")}'):
+      list(converter(_examples('a', 'x'), LENGTHS))
+
+  def test_unknown_task_has_a_row_of_its_own_if_it_is_to_have_the_average(self):
+    converter = features.converter_for(INDEX, 'average')(pack=False)
+    examples = list(converter(_examples('c', 'x', 'a', 'y'), LENGTHS).as_numpy_iterator())
+    self.assertEqual([example['task_id'].tolist() for example in examples], [[2], [routing.UNKNOWN], [0], [routing.UNKNOWN]])
+    self.assertEqual(examples[1]['task_id'].dtype, np.int32)
 
   def test_examples_without_task_fail(self):
     converter = features.converter_for(INDEX)(pack=False)

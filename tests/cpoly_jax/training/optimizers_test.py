@@ -1,4 +1,6 @@
-"""Tests of the frozen-base optimizer: groups, two speeds, schedule."""
+"""Tests of the optimizer: groups with rates of their own, what never moves, the clock, schedules."""
+
+import functools
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -6,14 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cpoly_jax import testing
 from cpoly_jax.training import optimizers
+
+setUpModule, tearDownModule = testing.quick_compilation()
 
 
 def _params():
   leaf = lambda: jnp.ones((2, 3))
   return {'encoder': {'layers_0': {'attention': {'query': {
-      'kernel': leaf(), 'skills': {'down': leaf(), 'up': leaf()}, 'routing': {'common': leaf()}}}}},
-          'token_embedder': {'embedding': leaf()}}
+      'kernel': leaf(), 'skills': {'down': leaf(), 'up': leaf(), 'indices': jnp.full((2, 3), 7, jnp.bfloat16)},
+      'routing': {'common': leaf()}}}}},
+          'token_embedder': {'embedding': leaf()}, 'clock': jnp.zeros(())}
 
 
 def _apply(optimizer, params, grads, steps=1):
@@ -23,76 +29,150 @@ def _apply(optimizer, params, grads, steps=1):
   return params
 
 
+def _ones(params):
+  return jax.tree.map(jnp.ones_like, params)
+
+
 def _query(params):
   return params['encoder']['layers_0']['attention']['query']
+
+
+def _moved(optimizer, steps=1):
+  """How far the groups move for gradients of ones."""
+  params = _params()
+  after = _apply(optimizer, params, _ones(params), steps)
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after, params)
+  query = _query(moved)
+  return dict(skills=query['skills']['down'], up=query['skills']['up'], indices=query['skills']['indices'],
+              routing=query['routing']['common'], base=query['kernel'], embedding=moved['token_embedder']['embedding'],
+              clock=moved['clock'])
 
 
 class GroupsTest(parameterized.TestCase):
 
   @parameterized.parameters(
       ('encoder/layers_0/attention/query/skills/down', 'skills'),
+      ('encoder/layers_0/mlp/wo/skills/scale', 'skills'),
+      ('encoder/layers_0/attention/query/skills/indices', 'frozen'),
+      ('skills/indices', 'frozen'),
       ('decoder/layers_1/mlp/wo/routing/specific', 'routing'),
-      ('encoder/layers_0/attention/query/kernel', 'frozen'),
+      ('encoder/layers_0/routing/common', 'routing'),
+      ('routing/common', 'routing'),
+      ('clock', 'clock'),
+      ('encoder/clock', 'base'),
+      ('encoder/layers_0/attention/query/kernel', 'base'),
+      ('encoder/indices', 'base'),
       ('skills/shared/down', 'skills'),
-      ('encoder/myskills/down', 'frozen'))
+      ('encoder/myskills/down', 'base'))
   def test_group_of(self, path, group):
     self.assertEqual(optimizers.group_of(path), group)
 
-  def test_mask(self):
-    mask = optimizers.FrozenBaseOptimizer().trainable_mask(_params())
-    self.assertEqual(_query(mask), {'kernel': False, 'skills': {'down': True, 'up': True}, 'routing': {'common': True}})
-    self.assertFalse(mask['token_embedder']['embedding'])
+  @parameterized.parameters(
+      (dict(), {'skills', 'routing'}),
+      (dict(skills_learning_rate=None), {'routing'}),
+      (dict(routing_learning_rate=None), {'skills'}),
+      (dict(base_learning_rate=1e-3), {'skills', 'routing', 'base'}),
+      (dict(skills_learning_rate=None, routing_learning_rate=None, base_learning_rate=1e-3), {'base'}))
+  def test_mask(self, rates, trained):
+    mask = optimizers.GroupedAdamW(**rates).trainable_mask(_params())
+    self.assertEqual(_query(mask), {
+        'kernel': 'base' in trained, 'skills': {'down': 'skills' in trained, 'up': 'skills' in trained, 'indices': False},
+        'routing': {'common': 'routing' in trained}})
+    self.assertEqual(mask['token_embedder']['embedding'], 'base' in trained)
+    self.assertTrue(mask['clock'])
 
-  def test_nothing_to_train(self):
-    with self.assertRaisesRegex(ValueError, 'nothing would train'):
-      optimizers.FrozenBaseOptimizer().trainable_mask({'kernel': jnp.ones(2)})
+  @parameterized.parameters(
+      (dict(), {'kernel': 1}, 'no parameters of routing or skills, so nothing would train: .* a base_learning_rate'),
+      (dict(skills_learning_rate=None), {'skills': {'down': 1}}, 'no parameters of routing, so nothing would train'),
+      (dict(routing_learning_rate=None), {'routing': {'common': 1}}, 'no parameters of skills, so nothing would train'),
+      # The clock and fixed positions alone are nothing that trains.
+      (dict(), {'clock': 1, 'skills': {'indices': 1}}, 'nothing would train'))
+  def test_nothing_to_train_in_the_network(self, rates, tree, message):
+    with self.assertRaisesRegex(ValueError, message):
+      optimizers.GroupedAdamW(**rates).trainable_mask(jax.tree.map(jnp.ones, tree))
+
+  def test_no_rate_at_all(self):
+    with self.assertRaisesRegex(ValueError, 'nothing would train: give GroupedAdamW a learning rate'):
+      optimizers.GroupedAdamW(None, None)
 
 
 class UpdateTest(parameterized.TestCase):
 
-  def test_two_speeds_and_a_frozen_base(self):
-    params = _params()
-    optimizer = optimizers.FrozenBaseOptimizer(1e-3, 1e-1)
-    after = _apply(optimizer, params, jax.tree.map(jnp.ones_like, params))
-    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), after, params)
-    self.assertEqual(_query(moved)['kernel'], 0.)
-    self.assertEqual(moved['token_embedder']['embedding'], 0.)
+  @parameterized.named_parameters(
+      ('two_speeds', dict(skills=1e-3, routing=1e-1)), ('only_routing', dict(routing=1e-1)), ('only_skills', dict(skills=1e-3)),
+      ('only_base', dict(base=1e-2)), ('all', dict(skills=1e-3, routing=1e-1, base=1e-2)))
+  def test_each_group_has_its_rate_and_without_one_it_is_frozen(self, rates):
+    names = ('skills', 'routing', 'base')
+    moved = _moved(optimizers.GroupedAdamW(**{f'{name}_learning_rate': rates.get(name) for name in names}))
     # Adam's first step is the learning rate, whatever the gradient's size.
-    self.assertAlmostEqual(_query(moved)['skills']['down'], 1e-3, places=6)
-    self.assertAlmostEqual(_query(moved)['routing']['common'], 1e-1, places=5)
+    for name in names:
+      np.testing.assert_allclose(moved[name], rates.get(name, 0.), rtol=1e-4)
+    np.testing.assert_allclose((moved['up'], moved['embedding']), (moved['skills'], moved['base']), rtol=1e-6)
+    self.assertEqual((moved['clock'], moved['indices']), (1., 0.))
+
+  def test_frozen_groups_keep_every_bit(self):
+    params = _params()
+    params['token_embedder']['embedding'] = jnp.asarray([[1e-40, -0., jnp.pi]])
+    after = _apply(optimizers.GroupedAdamW(weight_decay=.1, base_weight_decay=.1), params, _ones(params), 2)
+    frozen = lambda p: [p['token_embedder']['embedding'], _query(p)['kernel'], _query(p)['skills']['indices']]
+    for new, old in zip(frozen(after), frozen(params)):
+      self.assertEqual(np.asarray(new).tobytes(), np.asarray(old).tobytes())
 
   def test_state_has_no_frozen_leaf(self):
     params = _params()
-    optimizer = optimizers.FrozenBaseOptimizer()
-    sizes = [leaf.size for leaf in jax.tree.leaves(optimizer.init_state(params).param_states)]
+    sizes = [leaf.size for leaf in jax.tree.leaves(optimizers.GroupedAdamW().init_state(params).param_states)]
     # Two moments of three trainable leaves of 6 values, and counters.
     self.assertEqual(sum(size for size in sizes if size > 1), 2 * 3 * 6)
 
-  def test_clipping_ignores_the_gradients_of_the_base(self):
+  def test_clipping_ignores_the_gradients_of_what_does_not_train(self):
     params = _params()
     grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), params)
     grads['token_embedder']['embedding'] = jnp.full((2, 3), 1e6)
-    # With eps far above the gradient an update is proportional to it, so clipping by the base's would show.
-    make = lambda bound: optimizers.FrozenBaseOptimizer(1., 1., max_grad_norm=bound, eps=1.)
+    grads['clock'] = jnp.float32(1e6)
+    _query(grads)['skills']['indices'] = jnp.full((2, 3), 1e6, jnp.bfloat16)
+    # With eps far above the gradient an update is proportional to it, so clipping by the others' would show.
+    make = lambda bound: optimizers.GroupedAdamW(1., 1., max_grad_norm=bound, eps=1.)
     np.testing.assert_allclose(_query(_apply(make(1.), params, grads))['skills']['down'],
                                _query(_apply(make(None), params, grads))['skills']['down'], rtol=1e-6)
 
-  def test_gradient_norm_is_bounded(self):
+  @parameterized.parameters((None, 18), (1., 30))
+  def test_gradient_norm_is_bounded_over_all_that_trains(self, base_rate, trainable_values):
     params = _params()
     grads = jax.tree.map(lambda x: jnp.full_like(x, 10.), params)
-    optimizer = optimizers.FrozenBaseOptimizer(1., 1., max_grad_norm=.1, eps=1.)
+    optimizer = optimizers.GroupedAdamW(1., 1., base_rate, max_grad_norm=.1, eps=1.)
     step = 1. - _query(_apply(optimizer, params, grads))['skills']['down']
-    clipped = .1 / np.sqrt(18)  # 18 equal trainable values.
+    clipped = .1 / np.sqrt(trainable_values)
     np.testing.assert_allclose(step, clipped / (clipped + 1), rtol=1e-4)
 
-  @parameterized.parameters(('skills', 'down', dict(weight_decay=.1)), ('routing', 'common', dict(routing_weight_decay=.1)))
-  def test_weight_decay_is_that_of_the_group(self, group, leaf, settings):
+  @parameterized.parameters('skills', 'routing', 'base')
+  def test_weight_decay_is_that_of_the_group(self, group):
     params = _params()
     grads = jax.tree.map(jnp.zeros_like, params)
-    after = _query(_apply(optimizers.FrozenBaseOptimizer(1e-2, 1e-2, **settings), params, grads))
-    np.testing.assert_allclose(after[group][leaf], 1 - 1e-3, rtol=1e-6)
-    untouched = after['skills' if group == 'routing' else 'routing']
-    np.testing.assert_array_equal(jax.tree.leaves(untouched)[0], np.ones((2, 3)))
+    setting = {'skills': 'weight_decay'}.get(group, f'{group}_weight_decay')
+    after = _apply(optimizers.GroupedAdamW(1e-2, 1e-2, 1e-2, **{setting: .1}), params, grads)
+    query = _query(after)
+    found = dict(skills=query['skills']['down'], routing=query['routing']['common'], base=query['kernel'])
+    for name, leaf in found.items():
+      np.testing.assert_allclose(leaf, 1 - 1e-3 if name == group else 1., rtol=1e-6)
+    self.assertEqual(float(after['clock']), 1.)
+
+
+class ClockTest(parameterized.TestCase):
+
+  @parameterized.parameters((0., 1.), (1e6, 1e-9), (-3., None), (np.nan, None))
+  def test_counts_one_a_step_whatever_the_gradient(self, gradient, bound):
+    params = _params()
+    grads = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
+    if np.isnan(gradient):  # Of the clock alone.
+      grads = {**_ones(params), 'clock': jnp.float32(gradient)}
+    after = _apply(optimizers.GroupedAdamW(max_grad_norm=bound), params, grads, steps=5)
+    self.assertEqual(float(after['clock']), 5.)
+    self.assertTrue(np.isfinite(_query(after)['skills']['down']).all())
+
+  @parameterized.parameters(dict(skills_learning_rate=None), dict(routing_learning_rate=None),
+                            dict(skills_learning_rate=0., routing_learning_rate=0.))
+  def test_counts_whatever_trains(self, **rates):
+    self.assertEqual(_moved(optimizers.GroupedAdamW(**rates), steps=3)['clock'], 3.)
 
 
 class ScheduleTest(parameterized.TestCase):
@@ -107,12 +187,12 @@ class ScheduleTest(parameterized.TestCase):
     with self.assertRaisesRegex(ValueError, 'write 1 step or more'):
       optimizers.linear_warmup_decay(1., steps, ratio)
 
-  def test_counts_from_the_runs_first_step(self):
-    params = _params()
-    schedule = optimizers.linear_warmup_decay(1e-2, 4, 0.25)
-    optimizer = optimizers.FrozenBaseOptimizer(schedule, schedule, max_grad_norm=None)
-    after = _apply(optimizer, params, jax.tree.map(jnp.ones_like, params), steps=4)
-    np.testing.assert_allclose(_query(after)['skills']['down'], 1 - 1e-2 * (1 + 1 + 2 / 3 + 1 / 3), rtol=1e-5)
+  @parameterized.parameters('skills', 'routing', 'base')
+  def test_each_group_may_have_one_and_counts_from_the_runs_first_step(self, group):
+    schedule = functools.partial(optimizers.linear_warmup_decay, total_steps=4, warmup_ratio=0.25)
+    rates = {f'{name}_learning_rate': None for name in ('skills', 'routing')} | {f'{group}_learning_rate': schedule(1e-2)}
+    moved = _moved(optimizers.GroupedAdamW(**rates, max_grad_norm=None), steps=4)
+    np.testing.assert_allclose(moved[group], 1e-2 * (1 + 1 + 2 / 3 + 1 / 3), rtol=1e-4)
 
 
 if __name__ == '__main__':

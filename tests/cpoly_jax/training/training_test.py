@@ -18,7 +18,7 @@ from cpoly_jax.t5 import network
 from cpoly_jax.task_index import TaskIndex
 from cpoly_jax.training import partitioning as cpoly_partitioning
 from cpoly_jax.training.models import CPolyModel
-from cpoly_jax.training.optimizers import FrozenBaseOptimizer
+from cpoly_jax.training.optimizers import GroupedAdamW
 
 T, B, LI, LT = 4, 8, 24, 16
 CONFIG = testing.small_config(vocab_size=264, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128, num_encoder_layers=2,
@@ -39,7 +39,7 @@ def _trained(steps=3):
   """Returns (parameters before, the trainer after `steps`)."""
   vocabulary = seqio.ByteVocabulary()
   adapter = testing.cpoly_adapter(T, targets='.*attention/(query|key|value|out)')
-  model = CPolyModel(network.Transformer(CONFIG, adapter), vocabulary, vocabulary, FrozenBaseOptimizer(1e-2, 1e-1),
+  model = CPolyModel(network.Transformer(CONFIG, adapter), vocabulary, vocabulary, GroupedAdamW(1e-2, 1e-1),
                      decode_fn=decoding.temperature_sample, task_index=TaskIndex(tuple('abcd')))
   shapes = {k: v.shape for k, v in _batch(0).items()}
   variables = jax.jit(lambda: model.get_initial_variables(jax.random.PRNGKey(0), shapes))()

@@ -1,0 +1,56 @@
+"""The cost of adapters: a train step of each system over the same step with a frozen base and a single LoRA.
+
+    python -m benchmarks.adapters
+    python -m benchmarks.adapters --systems=poly,cpoly --rounds=15 --json=adapters.json
+
+All systems run in turns in one process; the table has medians, their ratio to `shared` (one LoRA), and what XLA counts.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from absl import app
+from absl import flags
+
+from benchmarks import train_step
+
+_SYSTEMS = flags.DEFINE_list('systems', ['poly', 'cpoly', 'hyper', 'task_moe', 'moe_lora', 'mmoe', 'cgc'],
+                             'Files of gin_configs/systems, without .gin.')
+_MODEL = flags.DEFINE_string('model', 't5_1_1/small', 'A file of gin_configs/models, without .gin.')
+_TASKS = flags.DEFINE_integer('num_tasks', 8, 'T.')
+_BATCH = flags.DEFINE_integer('batch', 16, 'Examples in a batch.')
+_INPUTS = flags.DEFINE_integer('inputs', 128, 'Input tokens of an example.')
+_TARGETS = flags.DEFINE_integer('targets', 32, 'Target tokens of an example.')
+_RANK = flags.DEFINE_integer('rank', 16, 'Rank of each skill, and of the single LoRA.')
+_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Steps of each that count.', lower_bound=1)
+_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+
+REFERENCE = 'shared'
+
+
+def main(argv) -> None:
+  del argv
+  bindings = [f'NUM_TASKS = {_TASKS.value}', f'RANK = {_RANK.value}']
+  steps = []
+  for name in [REFERENCE, *_SYSTEMS.value]:
+    parts = train_step.configured(
+        [f'gin_configs/models/{_MODEL.value}.gin', f'gin_configs/systems/{name}.gin'], bindings)
+    steps.append(train_step.compiled(name, parts, _TASKS.value, _BATCH.value, _INPUTS.value, _TARGETS.value))
+  train_step.alternate(steps, _ROUNDS.value)
+  reference = steps[0]
+  print(f'{"system":10} {"ms/step":>9} {"ratio":>6} {"GFLOP":>8} {"ratio":>6} {"GB":>7} {"trainable":>12}')
+  rows = {}
+  for step in steps:
+    cost = step.cost
+    rows[step.name] = {'seconds': step.median, 'ratio': step.median / reference.median, 'flops': cost['flops'],
+                       'bytes': cost['bytes accessed'], 'trainable': step.trainable}
+    print(f'{step.name:10} {1e3 * step.median:9.1f} {step.median / reference.median:6.3f} {cost["flops"] / 1e9:8.1f} '
+          f'{cost["flops"] / reference.cost["flops"]:6.3f} {cost["bytes accessed"] / 1e9:7.2f} {step.trainable:12,d}')
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+  app.run(main)

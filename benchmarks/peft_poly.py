@@ -1,0 +1,113 @@
+"""C-Poly and Poly beside the Poly of Hugging Face PEFT: a train step of the same model on the same machine.
+
+    pip install -e '.[parity]'
+    python -m benchmarks.peft_poly --rounds=9
+
+T5 of the same shape, batch, targets, rank and skills, float32, the same number of threads: T5X's train step of each of our
+systems, and forward, backward and AdamW of PEFT's Poly in PyTorch, eager and through torch.compile. They run in turns. The
+table also has the time that the counted FLOPs would take at the rate of this machine's matrix product.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import statistics
+import time
+
+from absl import app
+from absl import flags
+
+from benchmarks import train_step
+from cpoly_jax.t5 import flops
+
+_BATCH = flags.DEFINE_integer('batch', 16, 'Examples in a batch.')
+_INPUTS = flags.DEFINE_integer('inputs', 128, 'Input tokens of an example.')
+_TARGETS = flags.DEFINE_integer('targets', 32, 'Target tokens of an example.')
+_TASKS = flags.DEFINE_integer('num_tasks', 8, 'T.')
+_RANK = flags.DEFINE_integer('rank', 16, 'Rank of each skill.')
+_SKILLS = flags.DEFINE_integer('num_skills', 8, 'Skills of Poly.')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Steps of each that count.', lower_bound=1)
+_COMPILE = flags.DEFINE_bool('compile', True, 'Also measure torch.compile.')
+_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+
+TARGETS = '.*attention/(query|key|value|out)'
+
+
+class TorchStep:
+  """Forward, backward and AdamW of PEFT's Poly on T5 1.1 small, with random weights."""
+
+  def __init__(self, name: str, compiled: bool):
+    import peft
+    import torch
+    import transformers
+    torch.manual_seed(0)
+    torch.set_num_threads(os.cpu_count())
+    config = transformers.T5Config(
+        vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_decoder_layers=8, num_heads=6, dropout_rate=0.,
+        feed_forward_proj='gated-gelu', tie_word_embeddings=False, decoder_start_token_id=0, use_cache=False)
+    poly = peft.PolyConfig(task_type='SEQ_2_SEQ_LM', poly_type='poly', r=_RANK.value, n_tasks=_TASKS.value,
+                           n_skills=_SKILLS.value, n_splits=1, target_modules=['q', 'k', 'v', 'o'])
+    self.model = peft.get_peft_model(transformers.T5ForConditionalGeneration(config), poly).train()
+    self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+    self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-3)
+    data = train_step.batch_of(_BATCH.value, _INPUTS.value, _TARGETS.value, _TASKS.value)
+    tensor = lambda key: torch.tensor(data[key], dtype=torch.long)
+    self.batch = {'input_ids': tensor('encoder_input_tokens'), 'labels': tensor('decoder_target_tokens'),
+                  'task_ids': tensor('task_id')[:, 0]}
+    self.forward = torch.compile(self.model) if compiled else self.model
+    self.name = name
+    self.seconds: list[float] = []
+
+  def run(self, steps: int) -> None:
+    """Makes steps and notes the seconds of each."""
+    for _ in range(steps):
+      start = time.perf_counter()
+      self.optimizer.zero_grad(set_to_none=True)
+      self.forward(**self.batch).loss.backward()
+      self.optimizer.step()
+      self.seconds.append(time.perf_counter() - start)
+
+  @property
+  def median(self) -> float:
+    """Median seconds of a step."""
+    return statistics.median(self.seconds)
+
+
+def main(argv) -> None:
+  del argv
+  ours = []
+  for name in ('poly', 'cpoly'):
+    parts = train_step.configured(
+        ['gin_configs/models/t5_1_1/small.gin', f'gin_configs/systems/{name}.gin'],
+        [f'NUM_TASKS = {_TASKS.value}', f'RANK = {_RANK.value}', f'NUM_SKILLS = {_SKILLS.value}'])
+    ours.append(train_step.compiled(name, parts, _TASKS.value, _BATCH.value, _INPUTS.value, _TARGETS.value))
+  peers = [TorchStep('PEFT eager', False), *([TorchStep('PEFT compiled', True)] if _COMPILE.value else [])]
+  train_step.alternate([*ours, *peers], _ROUNDS.value)
+  rate = train_step.matmul_rate()
+  best = min(peer.median for peer in peers)
+  config = parts.module.config
+  by_hand = flops.frozen_step(config, _BATCH.value, _INPUTS.value, _TARGETS.value)
+  groups = {'poly': (_SKILLS.value,), 'cpoly': (3, _TASKS.value)}
+  print(f'matrix product: {rate / 1e9:.1f} GFLOP/s')
+  print(f'{"step":14} {"ms":>9} {"/ best PEFT":>11} {"trainable":>12} {"GFLOP":>8} {"by hand":>8} {"GB":>7} '
+        f'{"ms at matmul rate":>17}')
+  rows = {}
+  for step in ours:
+    count = by_hand + flops.adapters(config, _BATCH.value, _INPUTS.value, _TARGETS.value, rank=_RANK.value,
+                                     group_sizes=groups[step.name], targets_pattern=TARGETS)
+    cost = step.cost
+    rows[step.name] = {'seconds': step.median, 'ratio': step.median / best, 'trainable': step.trainable, 'flops': cost['flops'],
+                       'flops_by_hand': count, 'bytes': cost['bytes accessed'], 'seconds_at_matmul_rate': count / rate}
+    print(f'{step.name:14} {1e3 * step.median:9.1f} {step.median / best:11.3f} {step.trainable:12,d} '
+          f'{cost["flops"] / 1e9:8.1f} {count / 1e9:8.1f} {cost["bytes accessed"] / 1e9:7.2f} {1e3 * count / rate:17.1f}')
+  for peer in peers:
+    rows[peer.name] = {'seconds': peer.median, 'ratio': peer.median / best, 'trainable': peer.trainable}
+    print(f'{peer.name:14} {1e3 * peer.median:9.1f} {peer.median / best:11.3f} {peer.trainable:12,d}')
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,64 @@
+"""The cost of many tasks: a train step of C-Poly with T tasks over the same step with few, at the same batch.
+
+    python -m benchmarks.task_scaling
+    python -m benchmarks.task_scaling --specific=fixed --num_tasks=8,100,1600 --json=scaling.json
+
+For each routing of the own skills the steps run in turns in one process. Besides the time, the table has the memory of the
+train state over what is expected of it, the base once and three times what trains, and what XLA counts.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from absl import app
+from absl import flags
+import jax
+
+from benchmarks import train_step
+
+ROWS = 'rows'
+_SPECIFIC = flags.DEFINE_list('specific', [ROWS, 'fixed', 'learned'], 'Routings of the own skills; `rows` is fixed with the '
+                              'trainer that touches only the rows of the batch (gin_configs/runs/task_rows.gin).')
+_TASKS = flags.DEFINE_list('num_tasks', ['8', '1600'], 'Numbers of tasks; the first is the reference.')
+_MODEL = flags.DEFINE_string('model', 't5_1_1/small', 'A file of gin_configs/models, without .gin.')
+_BATCH = flags.DEFINE_integer('batch', 16, 'Examples in a batch.')
+_INPUTS = flags.DEFINE_integer('inputs', 128, 'Input tokens of an example.')
+_TARGETS = flags.DEFINE_integer('targets', 32, 'Target tokens of an example.')
+_RANK = flags.DEFINE_integer('rank', 4, 'Rank of each skill.')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Steps of each that count.', lower_bound=1)
+_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+
+
+def main(argv) -> None:
+  del argv
+  rows = []
+  print(f'{"specific":8} {"T":>6} {"ms/step":>9} {"ratio":>6} {"GFLOP":>8} {"GB moved":>9} {"state MB":>9} {"trainable":>13} '
+        f'{"/ expected":>10}')
+  for specific in _SPECIFIC.value:
+    steps = []
+    for tasks in map(int, _TASKS.value):
+      parts = train_step.configured(
+          [f'gin_configs/models/{_MODEL.value}.gin', 'gin_configs/systems/cpoly.gin'],
+          [f'NUM_TASKS = {tasks}', f'RANK = {_RANK.value}', f"SPECIFIC = '{'fixed' if specific == ROWS else specific}'"])
+      steps.append(train_step.compiled(str(tasks), parts, tasks, _BATCH.value, _INPUTS.value, _TARGETS.value,
+                                       rows=specific == ROWS))
+    train_step.alternate(steps, _ROUNDS.value)
+    for step in steps:
+      state_bytes = sum(x.nbytes for x in jax.tree.leaves(step.state))
+      parameters = sum(x.nbytes for x in jax.tree.leaves(step.state.params))
+      row = {'specific': specific, 'tasks': int(step.name), 'seconds': step.median, 'ratio': step.median / steps[0].median,
+             'flops': step.cost['flops'], 'bytes': step.cost['bytes accessed'], 'state_bytes': state_bytes,
+             'trainable': step.trainable, 'state_over_expected': state_bytes / (parameters + 2 * 4 * step.trainable)}
+      rows.append(row)
+      print(f'{specific:8} {step.name:>6} {1e3 * row["seconds"]:9.1f} {row["ratio"]:6.3f} {row["flops"] / 1e9:8.1f} '
+            f'{row["bytes"] / 1e9:9.2f} {state_bytes / 1e6:9.1f} {step.trainable:13,d} '
+            f'{row["state_over_expected"]:10.4f}', flush=True)
+    del steps
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+  app.run(main)
