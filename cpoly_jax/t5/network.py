@@ -215,7 +215,7 @@ class Decoder(nn.Module):
     if self.config.logits_via_embedding:
       # T5 1.0 shares the embedding and scales the output down, as the embedding has variance 1.
       return self.embedder.attend(x / jnp.sqrt(x.shape[-1]).astype(x.dtype))
-    return self.logits_dense(x, routed)
+    return self.logits_dense(x, Routed(None, routed.deterministic))  # Adapters are inside the layers.
 
   def keep_encoded(self, encoded: jax.Array, routed: Routed) -> None:
     """Puts the keys and values of `encoded` into every layer's cache."""

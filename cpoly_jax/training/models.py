@@ -133,10 +133,17 @@ class CPolyModel(models.EncoderDecoderModel):
 
   def checkpoint_metadata(self) -> dict[str, Any]:
     """What a checkpoint has to tell of this model besides its parameters."""
-    return {'task_index': self.task_index.to_json()}
+    adapter = getattr(self.module, 'adapter', None)
+    return {'task_index': self.task_index.to_json(), 'skills': None if adapter is None else adapter.inventory_settings()}
 
   def check_checkpoint_metadata(self, metadata: Mapping[str, Any], where: str = 'the checkpoint') -> None:
-    """Raises ValueError if a checkpoint of this model was trained with another TaskIndex, unless `other_tasks` allows that."""
+    """Raises ValueError for a checkpoint of other skills, or of other tasks, unless `other_tasks` allows these."""
+    there, here = metadata.get('skills'), self.checkpoint_metadata()['skills']
+    if there and here and there != here:
+      differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+      told = lambda settings: ', '.join(f'{k} = {settings[k]!r}' for k in differ if k in settings)
+      raise ValueError(f'{where} has skills with {told(there)}, and this run {told(here)}: use the system, RANK, ALPHA and MIXING '
+                       'that it was trained with')
     if 'task_index' in metadata and not self._other_tasks:
       self.task_index.check_same(TaskIndex.from_json(metadata['task_index']), where)
 

@@ -263,6 +263,17 @@ class ModelTest(absltest.TestCase):
       model.check_checkpoint_metadata(other, 'run/checkpoint_3')
     _model(other_tasks=True).check_checkpoint_metadata(other, 'run/checkpoint_3')
 
+  def test_checkpoints_of_other_skills_are_refused(self):
+    """Parameters of the same shapes would compute something else."""
+    model = _model()
+    metadata = model.checkpoint_metadata()
+    self.assertEqual(metadata['skills'], {'kind': 'LoRA', 'rank': 4, 'alpha': 1.0, 'mixing': 'group_factors'})
+    metadata['skills'] = {**metadata['skills'], 'mixing': 'products'}
+    with self.assertRaisesRegex(ValueError, "checkpoint_3 has skills with mixing = 'products', and this run mixing = 'group_"):
+      model.check_checkpoint_metadata(metadata, 'run/checkpoint_3')
+    del metadata['skills']  # As in checkpoints that do not tell.
+    model.check_checkpoint_metadata(metadata)
+
 
 if __name__ == '__main__':
   absltest.main()
