@@ -142,8 +142,8 @@ class CPolyModel(models.EncoderDecoderModel):
     if there and here and there != here:
       differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
       told = lambda settings: ', '.join(f'{k} = {settings[k]!r}' for k in differ if k in settings)
-      raise ValueError(f'{where} has skills with {told(there)}, and this run {told(here)}: use the system, RANK, ALPHA and MIXING '
-                       'that it was trained with')
+      raise ValueError(f'{where} has skills with {told(there)}, and this run {told(here)}: use the system, RANK, ALPHA and '
+                       'MIXING that it was trained with')
     if 'task_index' in metadata and not self._other_tasks:
       self.task_index.check_same(TaskIndex.from_json(metadata['task_index']), where)
 
