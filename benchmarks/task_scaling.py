@@ -19,8 +19,9 @@ import jax
 from benchmarks import train_step
 
 ROWS = 'rows'
-_SPECIFIC = flags.DEFINE_list('specific', [ROWS, 'fixed', 'learned'], 'Routings of the own skills; `rows` is fixed with the '
-                              'trainer that touches only the rows of the batch (gin_configs/runs/task_rows.gin).')
+_SPECIFIC = flags.DEFINE_list(
+    'specific', [ROWS, 'fixed'], 'Routings of the own skills: fixed, learned, gumbel, or `rows`: fixed with the trainer of '
+    'gin_configs/runs/task_rows.gin. Learned W_B of 1,600 tasks does not fit 24 GB at the default shape: lower --num_tasks.')
 _TASKS = flags.DEFINE_list('num_tasks', ['8', '1600'], 'Numbers of tasks; the first is the reference.')
 _MODEL = flags.DEFINE_string('model', 't5_1_1/small', 'A file of gin_configs/models, without .gin.')
 _BATCH = flags.DEFINE_integer('batch', 16, 'Examples in a batch.')
