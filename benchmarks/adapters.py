@@ -8,9 +8,6 @@ All systems run in turns in one process; the table has medians, their ratio to `
 
 from __future__ import annotations
 
-import json
-import pathlib
-
 from absl import app
 from absl import flags
 
@@ -20,12 +17,7 @@ _SYSTEMS = flags.DEFINE_list('systems', ['poly', 'cpoly', 'hyper', 'task_moe', '
                              'Files of gin_configs/systems, without .gin.')
 _MODEL = flags.DEFINE_string('model', 't5_1_1/small', 'A file of gin_configs/models, without .gin.')
 _TASKS = flags.DEFINE_integer('num_tasks', 8, 'T.')
-_BATCH = flags.DEFINE_integer('batch', 16, 'Examples in a batch.')
-_INPUTS = flags.DEFINE_integer('inputs', 128, 'Input tokens of an example.')
-_TARGETS = flags.DEFINE_integer('targets', 32, 'Target tokens of an example.')
 _RANK = flags.DEFINE_integer('rank', 16, 'Rank of each skill, and of the single LoRA.')
-_ROUNDS = flags.DEFINE_integer('rounds', 9, 'Steps of each that count.', lower_bound=1)
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
 REFERENCE = 'shared'
 
@@ -37,8 +29,8 @@ def main(argv) -> None:
   for name in [REFERENCE, *_SYSTEMS.value]:
     parts = train_step.configured(
         [f'gin_configs/models/{_MODEL.value}.gin', f'gin_configs/systems/{name}.gin'], bindings)
-    steps.append(train_step.compiled(name, parts, _TASKS.value, _BATCH.value, _INPUTS.value, _TARGETS.value))
-  train_step.alternate(steps, _ROUNDS.value)
+    steps.append(train_step.compiled(name, parts, _TASKS.value, *train_step.shape()))
+  train_step.alternate(steps, train_step.ROUNDS.value)
   reference = steps[0]
   print(f'{"system":10} {"ms/step":>9} {"ratio":>6} {"GFLOP":>8} {"ratio":>6} {"GB":>7} {"trainable":>12}')
   rows = {}
@@ -48,8 +40,7 @@ def main(argv) -> None:
                        'bytes': cost['bytes accessed'], 'trainable': step.trainable}
     print(f'{step.name:10} {1e3 * step.median:9.1f} {step.median / reference.median:6.3f} {cost["flops"] / 1e9:8.1f} '
           f'{cost["flops"] / reference.cost["flops"]:6.3f} {cost["bytes accessed"] / 1e9:7.2f} {step.trainable:12,d}')
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+  train_step.write_json(rows)
 
 
 if __name__ == '__main__':

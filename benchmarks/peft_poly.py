@@ -10,9 +10,7 @@ table also has the time that the counted FLOPs would take at the rate of this ma
 
 from __future__ import annotations
 
-import json
 import os
-import pathlib
 import statistics
 import time
 
@@ -22,15 +20,10 @@ from absl import flags
 from benchmarks import train_step
 from cpoly_jax.t5 import flops
 
-_BATCH = flags.DEFINE_integer('batch', 16, 'Examples in a batch.')
-_INPUTS = flags.DEFINE_integer('inputs', 128, 'Input tokens of an example.')
-_TARGETS = flags.DEFINE_integer('targets', 32, 'Target tokens of an example.')
 _TASKS = flags.DEFINE_integer('num_tasks', 8, 'T.')
 _RANK = flags.DEFINE_integer('rank', 16, 'Rank of each skill.')
 _SKILLS = flags.DEFINE_integer('num_skills', 8, 'Skills of Poly.')
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Steps of each that count.', lower_bound=1)
 _COMPILE = flags.DEFINE_bool('compile', True, 'Also measure torch.compile.')
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
 TARGETS = '.*attention/(query|key|value|out)'
 
@@ -52,7 +45,7 @@ class TorchStep:
     self.model = peft.get_peft_model(transformers.T5ForConditionalGeneration(config), poly).train()
     self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
     self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-3)
-    data = train_step.batch_of(_BATCH.value, _INPUTS.value, _TARGETS.value, _TASKS.value)
+    data = train_step.batch_of(*train_step.shape(), _TASKS.value)
     tensor = lambda key: torch.tensor(data[key], dtype=torch.long)
     self.batch = {'input_ids': tensor('encoder_input_tokens'), 'labels': tensor('decoder_target_tokens'),
                   'task_ids': tensor('task_id')[:, 0]}
@@ -82,20 +75,20 @@ def main(argv) -> None:
     parts = train_step.configured(
         ['gin_configs/models/t5_1_1/small.gin', f'gin_configs/systems/{name}.gin'],
         [f'NUM_TASKS = {_TASKS.value}', f'RANK = {_RANK.value}', f'NUM_SKILLS = {_SKILLS.value}'])
-    ours.append(train_step.compiled(name, parts, _TASKS.value, _BATCH.value, _INPUTS.value, _TARGETS.value))
+    ours.append(train_step.compiled(name, parts, _TASKS.value, *train_step.shape()))
   peers = [TorchStep('PEFT eager', False), *([TorchStep('PEFT compiled', True)] if _COMPILE.value else [])]
-  train_step.alternate([*ours, *peers], _ROUNDS.value)
+  train_step.alternate([*ours, *peers], train_step.ROUNDS.value)
   rate = train_step.matmul_rate()
   best = min(peer.median for peer in peers)
   config = parts.module.config
-  by_hand = flops.frozen_step(config, _BATCH.value, _INPUTS.value, _TARGETS.value)
+  by_hand = flops.frozen_step(config, *train_step.shape())
   groups = {'poly': (_SKILLS.value,), 'cpoly': (3, _TASKS.value)}
   print(f'matrix product: {rate / 1e9:.1f} GFLOP/s')
   print(f'{"step":14} {"ms":>9} {"/ best PEFT":>11} {"trainable":>12} {"GFLOP":>8} {"by hand":>8} {"GB":>7} '
         f'{"ms at matmul rate":>17}')
   rows = {}
   for step in ours:
-    count = by_hand + flops.adapters(config, _BATCH.value, _INPUTS.value, _TARGETS.value, rank=_RANK.value,
+    count = by_hand + flops.adapters(config, *train_step.shape(), rank=_RANK.value,
                                      group_sizes=groups[step.name], targets_pattern=TARGETS)
     cost = step.cost
     rows[step.name] = {'seconds': step.median, 'ratio': step.median / best, 'trainable': step.trainable, 'flops': cost['flops'],
@@ -105,8 +98,7 @@ def main(argv) -> None:
   for peer in peers:
     rows[peer.name] = {'seconds': peer.median, 'ratio': peer.median / best, 'trainable': peer.trainable}
     print(f'{peer.name:14} {1e3 * peer.median:9.1f} {peer.median / best:11.3f} {peer.trainable:12,d}')
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+  train_step.write_json(rows)
 
 
 if __name__ == '__main__':

@@ -9,9 +9,6 @@ train state over what is expected of it, the base once and three times what trai
 
 from __future__ import annotations
 
-import json
-import pathlib
-
 from absl import app
 from absl import flags
 import jax
@@ -24,12 +21,7 @@ _SPECIFIC = flags.DEFINE_list(
     'gin_configs/runs/task_rows.gin. Learned W_B of 1,600 tasks does not fit 24 GB at the default shape: lower --num_tasks.')
 _TASKS = flags.DEFINE_list('num_tasks', ['8', '1600'], 'Numbers of tasks; the first is the reference.')
 _MODEL = flags.DEFINE_string('model', 't5_1_1/small', 'A file of gin_configs/models, without .gin.')
-_BATCH = flags.DEFINE_integer('batch', 16, 'Examples in a batch.')
-_INPUTS = flags.DEFINE_integer('inputs', 128, 'Input tokens of an example.')
-_TARGETS = flags.DEFINE_integer('targets', 32, 'Target tokens of an example.')
 _RANK = flags.DEFINE_integer('rank', 4, 'Rank of each skill.')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'Steps of each that count.', lower_bound=1)
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
 
 def main(argv) -> None:
@@ -43,9 +35,9 @@ def main(argv) -> None:
       parts = train_step.configured(
           [f'gin_configs/models/{_MODEL.value}.gin', 'gin_configs/systems/cpoly.gin'],
           [f'NUM_TASKS = {tasks}', f'RANK = {_RANK.value}', f"SPECIFIC = '{'fixed' if specific == ROWS else specific}'"])
-      steps.append(train_step.compiled(str(tasks), parts, tasks, _BATCH.value, _INPUTS.value, _TARGETS.value,
+      steps.append(train_step.compiled(str(tasks), parts, tasks, *train_step.shape(),
                                        rows=specific == ROWS))
-    train_step.alternate(steps, _ROUNDS.value)
+    train_step.alternate(steps, train_step.ROUNDS.value)
     for step in steps:
       state_bytes = sum(x.nbytes for x in jax.tree.leaves(step.state))
       parameters = sum(x.nbytes for x in jax.tree.leaves(step.state.params))
@@ -57,8 +49,7 @@ def main(argv) -> None:
             f'{row["bytes"] / 1e9:9.2f} {state_bytes / 1e6:9.1f} {step.trainable:13,d} '
             f'{row["state_over_expected"]:10.4f}', flush=True)
     del steps
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=1) + '\n', encoding='utf-8')
+  train_step.write_json(rows)
 
 
 if __name__ == '__main__':

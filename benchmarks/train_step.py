@@ -6,11 +6,14 @@ Notation: B batch, Li / Lt input and target length, T tasks.
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
 import statistics
 import time
 from typing import Any
 from collections.abc import Mapping, Sequence
 
+from absl import flags
 from flax import linen as nn
 import gin
 import jax
@@ -26,6 +29,24 @@ from cpoly_jax.training import task_rows
 from cpoly_jax.training.models import CPolyModel
 
 VOCABULARY = seqio.ByteVocabulary()
+
+# What all benchmarks of the train step let one choose.
+BATCH = flags.DEFINE_integer('batch', 16, 'Examples in a batch.')
+INPUTS = flags.DEFINE_integer('inputs', 128, 'Input tokens of an example.')
+TARGETS = flags.DEFINE_integer('targets', 32, 'Target tokens of an example.')
+ROUNDS = flags.DEFINE_integer('rounds', 7, 'Steps of each that count.', lower_bound=1)
+_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+
+
+def shape() -> tuple[int, int, int]:
+  """Returns B, Li and Lt as the flags have them."""
+  return BATCH.value, INPUTS.value, TARGETS.value
+
+
+def write_json(figures: Any) -> None:
+  """Writes figures to the file of --json, if one is given."""
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=1) + '\n', encoding='utf-8')
 
 
 @dataclasses.dataclass

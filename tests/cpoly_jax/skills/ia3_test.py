@@ -19,12 +19,8 @@ from tests.cpoly_jax.skills import sample_groups as samples
 
 B, L, D, O, S = samples.B, samples.L, samples.D, samples.O, samples.S
 X = samples.inputs()
-KERNEL = np.random.default_rng(7).normal(size=(D, O)).astype(np.float32)
+KERNEL, project = samples.KERNEL, samples.project
 setUpModule, tearDownModule = testing.quick_compilation()
-
-
-def _project(x):
-  return x @ jnp.asarray(KERNEL, x.dtype)
 
 
 class Block(nn.Module):
@@ -43,7 +39,7 @@ class IA3Test(parameterized.TestCase):
   def test_outputs_are_scaled(self, kind):
     groups = samples.GROUPS[kind]()
     bank = samples.bank(O)
-    found = skills.IA3(num_skills=S, features=O).apply({'params': {'scale': bank}}, X, groups, _project)
+    found = skills.IA3(num_skills=S, features=O).apply({'params': {'scale': bank}}, X, groups, project)
     scale = 1 + references.vectors(groups, bank.astype(np.float64), L)
     np.testing.assert_allclose(found, (X @ KERNEL) * scale, rtol=1e-4, atol=1e-4)
 
@@ -51,7 +47,7 @@ class IA3Test(parameterized.TestCase):
   def test_inputs_are_scaled_where_the_path_says_so(self, kind):
     groups = samples.GROUPS[kind]()
     bank = samples.bank(D)
-    found = skills.IA3(num_skills=S, features=O, input_targets='.*').apply({'params': {'scale': bank}}, X, groups, _project)
+    found = skills.IA3(num_skills=S, features=O, input_targets='.*').apply({'params': {'scale': bank}}, X, groups, project)
     scale = 1 + references.vectors(groups, bank.astype(np.float64), L)
     np.testing.assert_allclose(found, (X * scale) @ KERNEL, rtol=1e-4, atol=1e-4)
 
@@ -81,13 +77,13 @@ class IA3Test(parameterized.TestCase):
   def test_starts_as_the_projection_in_its_dtype(self, dtype, inputs):
     x = jnp.asarray(X, dtype)
     found, _ = skills.IA3(num_skills=S, features=O, input_targets=inputs).init_with_output(
-        jax.random.PRNGKey(0), x, samples.by_task(), _project)
+        jax.random.PRNGKey(0), x, samples.by_task(), project)
     self.assertEqual(found.dtype, dtype)
-    np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(_project(x), np.float32))
+    np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(project(x), np.float32))
 
   def test_heads_must_divide(self):
     with self.assertRaisesRegex(ValueError, '4 heads do not divide an axis of 6'):
-      skills.IA3(num_skills=S, features=O, input_targets='.*').init(jax.random.PRNGKey(0), X, samples.by_task(4), _project)
+      skills.IA3(num_skills=S, features=O, input_targets='.*').init(jax.random.PRNGKey(0), X, samples.by_task(4), project)
 
 
 if __name__ == '__main__':

@@ -18,12 +18,8 @@ from tests.cpoly_jax.skills import sample_groups as samples
 
 B, L, D, O, S = samples.B, samples.L, samples.D, samples.O, samples.S
 X = samples.inputs()
-KERNEL = np.random.default_rng(7).normal(size=(D, O)).astype(np.float32)
+KERNEL, project = samples.KERNEL, samples.project
 setUpModule, tearDownModule = testing.quick_compilation()
-
-
-def _project(x):
-  return x @ jnp.asarray(KERNEL, x.dtype)
 
 
 def _written_out(values, indices, run, features):
@@ -40,13 +36,13 @@ class DenseTest(parameterized.TestCase):
   def test_equals_loops(self, kind):
     groups = samples.GROUPS[kind]()
     bank = samples.bank(D, O)
-    found = skills.Dense(num_skills=S, features=O).apply({'params': {'kernel': bank}}, X, groups, _project)
+    found = skills.Dense(num_skills=S, features=O).apply({'params': {'kernel': bank}}, X, groups, project)
     np.testing.assert_allclose(found, X @ KERNEL + references.kernels(X.astype(np.float64), groups, bank), rtol=1e-4, atol=1e-4)
 
   def test_starts_as_the_projection(self):
     found, variables = skills.Dense(num_skills=S, features=O).init_with_output(
-        jax.random.PRNGKey(0), X, samples.by_task(), _project)
-    np.testing.assert_array_equal(found, _project(X))
+        jax.random.PRNGKey(0), X, samples.by_task(), project)
+    np.testing.assert_array_equal(found, project(X))
     self.assertEqual(variables['params']['kernel'].shape, (S, D, O))
     self.assertEqual(variables['params_axes']['kernel_axes'].names, ('skill', 'embed', 'joined_kv'))
 
@@ -94,7 +90,7 @@ class SFTTest(parameterized.TestCase):
 
   def _init(self, groups=None, **settings):
     sft = skills.SFT(num_skills=S, features=O, **settings)
-    return sft.init_with_output(jax.random.PRNGKey(0), X, groups or samples.by_task(), _project)
+    return sft.init_with_output(jax.random.PRNGKey(0), X, groups or samples.by_task(), project)
 
   @parameterized.parameters(*samples.GROUPS)
   def test_equals_loops(self, kind):
@@ -103,14 +99,14 @@ class SFTTest(parameterized.TestCase):
     indices = variables['params']['indices']
     values = samples.bank(*indices.shape[1:])
     found = skills.SFT(num_skills=S, features=O, density=1 / 3).apply(
-        {'params': {'values': values, 'indices': indices}}, X, groups, _project)
+        {'params': {'values': values, 'indices': indices}}, X, groups, project)
     bank = _written_out(values, np.asarray(indices, np.float64), 3, O)
     np.testing.assert_allclose(found, X @ KERNEL + references.kernels(X.astype(np.float64), groups, bank), rtol=1e-4, atol=1e-4)
 
   @parameterized.parameters((.1, 1), (.25, 2), (1 / 3, 3), (1., O))
   def test_stores_values_and_two_byte_indices_only(self, density, runs):
     found, variables = self._init(density=density)
-    np.testing.assert_array_equal(found, _project(X))
+    np.testing.assert_array_equal(found, project(X))
     params = variables['params']
     self.assertEqual({k: (v.shape, str(v.dtype)) for k, v in params.items()},
                      {'values': ((S, D, runs), 'float32'), 'indices': ((S, D, runs), 'bfloat16')})

@@ -15,12 +15,8 @@ from tests.cpoly_jax.skills import sample_groups as samples
 
 B, L, D, O, S = samples.B, samples.L, samples.D, samples.O, samples.S
 X = samples.inputs()
-KERNEL = np.random.default_rng(7).normal(size=(D, O)).astype(np.float32)
+KERNEL, project = samples.KERNEL, samples.project
 setUpModule, tearDownModule = testing.quick_compilation()
-
-
-def _project(x):
-  return x @ jnp.asarray(KERNEL, x.dtype)
 
 
 def _lora(**settings):
@@ -28,7 +24,7 @@ def _lora(**settings):
 
 
 def _init(groups, **settings):
-  return _lora(**settings).init(jax.random.PRNGKey(0), X, groups, _project)['params']
+  return _lora(**settings).init(jax.random.PRNGKey(0), X, groups, project)['params']
 
 
 class LoRATest(parameterized.TestCase):
@@ -38,7 +34,7 @@ class LoRATest(parameterized.TestCase):
     return _init(samples.by_task())
 
   def test_starts_as_the_projection_with_bounded_down(self):
-    np.testing.assert_array_equal(_lora().apply({'params': self.params}, X, samples.by_task(), _project), _project(X))
+    np.testing.assert_array_equal(_lora().apply({'params': self.params}, X, samples.by_task(), project), project(X))
     self.assertEqual(jax.tree.map(jnp.shape, self.params), {'down': (S, D, 2), 'up': (S, 2, O)})
     largest = float(jnp.abs(self.params['down']).max())
     self.assertBetween(largest, 0.8 * D ** -0.5, D ** -0.5)
@@ -46,7 +42,7 @@ class LoRATest(parameterized.TestCase):
   @parameterized.parameters((1., 1), (1., 4), (6., 2))
   def test_scale_is_alpha_over_rank(self, alpha, rank):
     params = {'down': samples.bank(D, rank), 'up': samples.bank(rank, O, seed=4)}
-    found = _lora(alpha=alpha, rank=rank).apply({'params': params}, X, samples.by_task(), _project)
+    found = _lora(alpha=alpha, rank=rank).apply({'params': params}, X, samples.by_task(), project)
     delta = references.group_factors(X.astype(np.float64), samples.by_task(), params['down'], params['up'])
     np.testing.assert_allclose(found, X @ KERNEL + alpha / rank * delta, rtol=1e-4, atol=1e-4)
 
@@ -54,17 +50,17 @@ class LoRATest(parameterized.TestCase):
   def test_products_by_token(self, kind):
     params = {'down': samples.bank(D, 2), 'up': samples.bank(2, O, seed=4)}
     groups = samples.GROUPS[kind]()
-    found = _lora(mixing='products').apply({'params': params}, X, groups, _project)
+    found = _lora(mixing='products').apply({'params': params}, X, groups, project)
     delta = references.products(X.astype(np.float64), groups, params['down'], params['up'])
     np.testing.assert_allclose(found, X @ KERNEL + delta / 2, rtol=1e-4, atol=1e-4)
 
   @parameterized.parameters(jnp.float32, jnp.bfloat16)
   def test_keeps_the_dtype_of_its_input(self, dtype):
-    found = _lora().apply({'params': self.params}, jnp.asarray(X, dtype), samples.by_task(), _project)
+    found = _lora().apply({'params': self.params}, jnp.asarray(X, dtype), samples.by_task(), project)
     self.assertEqual(found.dtype, dtype)
 
   def test_parameters_have_axes(self):
-    variables = _lora(axes=('mlp', 'embed')).init(jax.random.PRNGKey(0), X, samples.by_task(), _project)
+    variables = _lora(axes=('mlp', 'embed')).init(jax.random.PRNGKey(0), X, samples.by_task(), project)
     self.assertEqual(variables['params_axes']['down_axes'].names, ('skill', 'mlp', 'rank'))
     self.assertEqual(variables['params_axes']['up_axes'].names, ('skill', 'rank', 'embed'))
 

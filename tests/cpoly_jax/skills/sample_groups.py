@@ -8,6 +8,14 @@ from cpoly_jax.skills import SkillGroup
 B, L, D, O, R, S, A = 3, 4, 6, 8, 2, 7, 3
 
 
+KERNEL = np.random.default_rng(7).normal(size=(D, O)).astype(np.float32)
+
+
+def project(x):
+  """The frozen projection [B, L, D] -> [B, L, O], in x's dtype."""
+  return x @ jnp.asarray(KERNEL, x.dtype)
+
+
 def inputs(seed=0):
   """x [B, L, D]."""
   return np.random.default_rng(seed).normal(size=(B, L, D)).astype(np.float32)
