@@ -7,7 +7,9 @@ stands for the one that gin chooses through `vocabulary`:
     features.vocabulary.path = 'bytes'          # or a SentencePiece model, local or gs://
 
 Besides `inputs` and `targets` each example has `task_id` [1] int32, the key of its task
-(`cpoly_jax.task_index.task_key`), which the feature converter turns into a routing row.
+(`cpoly_jax.task_index.task_key`), which the feature converter turns into a routing row. The key comes from the source, so that
+tasks with the same format have the very same preprocessors and a reader may run them for all of these tasks at once:
+`sources.RowSource` writes it, and `with_task_key` adds it to any other source.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import tensorflow as tf
 from cpoly_jax import task_index
 
 BYTES = 'bytes'
-TASK_ID = 'task_id'
+TASK_ID = 'task_id'  # [1], what the feature converter reads.
+TASK_KEY = 'task_key'  # [], what sources write.
 
 
 class RunVocabulary(seqio.Vocabulary):
@@ -141,17 +144,26 @@ def output_features() -> dict[str, seqio.Feature]:
   return {'inputs': text, 'targets': text, TASK_ID: key}
 
 
-def add_task_id(name: str) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-  """Returns a preprocessor that marks every example with the key of task `name`."""
+def with_task_key(source: Callable[..., tf.data.Dataset], name: str) -> Callable[..., tf.data.Dataset]:
+  """Returns a function for `seqio.FunctionDataSource` whose examples have the key of task `name` besides those of `source`."""
   key = task_index.task_key(name)
 
-  def preprocess(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    return dataset.map(lambda example: {**example, TASK_ID: tf.constant([key], tf.int32)},
-                       num_parallel_calls=tf.data.AUTOTUNE)
+  def keyed(split: str, shuffle_files: bool, seed: int | None = None) -> tf.data.Dataset:
+    return source(split, shuffle_files, seed).map(lambda example: {**example, TASK_KEY: tf.constant(key, tf.int32)})
 
-  return preprocess
+  return keyed
 
 
-def pipeline(name: str, *to_text: Callable[..., tf.data.Dataset]) -> Sequence[Callable[..., tf.data.Dataset]]:
-  """Returns a task's preprocessors: `to_text` (which makes inputs and targets), tokens, end, task id."""
-  return [*to_text, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim, add_task_id(name)]
+def add_task_id(dataset: tf.data.Dataset) -> tf.data.Dataset:
+  """Preprocessor: turns the source's `task_key` [] into the feature `task_id` [1]."""
+
+  def add(example):
+    example = dict(example)
+    return {TASK_ID: example.pop(TASK_KEY)[None], **example}
+
+  return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def pipeline(*to_text: Callable[..., tf.data.Dataset]) -> Sequence[Callable[..., tf.data.Dataset]]:
+  """Returns a task's preprocessors: `to_text` (which makes inputs and targets), tokens, end of sequence, task id."""
+  return [*to_text, seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim, add_task_id]

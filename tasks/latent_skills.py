@@ -67,9 +67,9 @@ def _register_task(task: LatentTask) -> str:
   seqio.TaskRegistry.add(
       task.name,
       source=seqio.FunctionDataSource(
-          functools.partial(_task_dataset, task=task), splits=tuple(latent_strings.SPLIT_SIZES),
-          num_input_examples=latent_strings.SPLIT_SIZES),
-      preprocessors=features.pipeline(task.name),
+          features.with_task_key(functools.partial(_task_dataset, task=task), task.name),
+          splits=tuple(latent_strings.SPLIT_SIZES), num_input_examples=latent_strings.SPLIT_SIZES),
+      preprocessors=features.pipeline(),
       postprocess_fn=with_copy,
       metric_fns=[exact_match],
       output_features=features.output_features())
@@ -81,9 +81,9 @@ def _register() -> None:
     seqio.MixtureRegistry.add(mixture, [_register_task(task) for task in group], default_rate=1.0)
   seqio.TaskRegistry.add(
       PRETRAINING,
-      source=seqio.FunctionDataSource(_pretraining_dataset, splits=tuple(PRETRAINING_SIZES),
-                                      num_input_examples=PRETRAINING_SIZES),
-      preprocessors=features.pipeline(PRETRAINING),
+      source=seqio.FunctionDataSource(features.with_task_key(_pretraining_dataset, PRETRAINING),
+                                      splits=tuple(PRETRAINING_SIZES), num_input_examples=PRETRAINING_SIZES),
+      preprocessors=features.pipeline(),
       metric_fns=[lambda targets, predictions: {
           'exact_match': sum(t == p for t, p in zip(targets, predictions)) / len(targets)}],
       output_features=features.output_features())

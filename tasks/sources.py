@@ -16,15 +16,23 @@ import numpy as np
 import seqio
 import tensorflow as tf
 
+from cpoly_jax import task_index
+from tasks import features
+
 ALLOW_DOWNLOAD = 'CPOLY_ALLOW_DOWNLOAD'
 Row = Mapping[str, Any]
 
 
 class RowSource(seqio.DataSource):
-  """Base of the sources: a subclass says where rows are, reads them, and makes examples of them."""
+  """Base of the sources: a subclass says where rows are, reads them, and makes examples of them.
 
-  def __init__(self):
+  Args:
+    task: SeqIO name of the task, whose key every example gets.
+  """
+
+  def __init__(self, task: str):
     super().__init__(splits=())
+    self._key = task_index.task_key(task)
     self._cache: dict[tuple[str, str], Sequence[Row]] = {}
 
   @abc.abstractmethod
@@ -83,7 +91,7 @@ class RowSource(seqio.DataSource):
       shard = [shard[i] for i in order]
     seed = 0 if seed is None else int(seed)
     # A shard without rows still needs the features of one, and then takes none of it.
-    examples = [self.to_example(row, split, seed) for row in shard or rows[:1]]
+    examples = [{**self.to_example(row, split, seed), features.TASK_KEY: self._key} for row in shard or rows[:1]]
     return tf.data.Dataset.from_tensor_slices(_columns(examples)).take(len(shard))
 
 

@@ -36,8 +36,8 @@ benchmark_score = superglue_metrics.benchmark_score
 class SuperGlueSource(sources.RowSource):
   """Rows of one SuperGLUE task, from the official files or from TFDS."""
 
-  def __init__(self, form: superglue_formats.Format):
-    super().__init__()
+  def __init__(self, task: str, form: superglue_formats.Format):
+    super().__init__(task)
     self._format = form
 
   def origin(self) -> str:
@@ -92,9 +92,9 @@ def register() -> None:
     postprocess, metrics = _evaluation(task, form)
     seqio.TaskRegistry.add(
         name,
-        source=SuperGlueSource(form),
+        source=SuperGlueSource(name, form),
         output_features=features.output_features(),
-        preprocessors=features.pipeline(name),
+        preprocessors=features.pipeline(),
         postprocess_fn=postprocess,
         metric_fns=metrics)
   seqio.MixtureRegistry.add('superglue', TASKS, default_rate=mixtures.proportional_rate)

@@ -64,7 +64,7 @@ class InstanceSource(sources.RowSource):
 
   def __init__(self, stem: str, is_test: bool):
     """Args: stem: the task's name upstream; is_test: whether its first instances are for `test`."""
-    super().__init__()
+    super().__init__(task_name(stem))
     self._stem = stem
     self._is_test = is_test
 
@@ -203,7 +203,7 @@ def _add_task(name: str, source: seqio.DataSource) -> None:
       output_features=features.output_features(),
       preprocessors=[
           superni_prompts.join_pieces, seqio.preprocessors.tokenize, superni_prompts.truncate,
-          seqio.preprocessors.append_eos, features.add_task_id(name)
+          seqio.preprocessors.append_eos, features.add_task_id
       ],
       postprocess_fn=superni_metrics.references,
       metric_fns=[superni_metrics.rouge, superni_metrics.exact_match],

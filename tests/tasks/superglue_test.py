@@ -213,7 +213,7 @@ class SuperGlueTest(parameterized.TestCase):
                                sys.modules, {'importlib_resources': importlib.resources}):
       builder = tfds.builder(f'super_glue/{form.config}', data_dir=self.folder / 'tfds')
       builder.download_and_prepare()
-    source = superglue.SuperGlueSource(form)
+    source = superglue.SuperGlueSource('superglue_x', form)
 
     def texts(split):
       rows = [source.to_example(row, split, 0) for row in source.rows(split)]
