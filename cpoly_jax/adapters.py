@@ -38,11 +38,13 @@ class Routed:
   """What every adapted projection of one forward pass needs.
 
   Attributes:
-    task_ids: [B] int32 routing rows; None if nothing is adapted.
+    task_ids: [N] int32 routing rows, N = B or, in packed rows of G examples, B * G; None if nothing is adapted.
     deterministic: neither dropout nor routing noise.
     adapter: the adapter, or None for the plain base.
     step: float32 scalar, the training step, if the routing needs it.
     groups: weights of a router that several projections share, or None.
+    segment_ids: [B, L] int32 of the stack's packed rows, from 1; None if each row is one example.
+    memory_segment_ids: in the decoder, those of the encoded inputs.
   """
 
   task_ids: jax.Array | None
@@ -50,6 +52,18 @@ class Routed:
   adapter: Adapter | None = struct.field(pytree_node=False, default=None)
   step: jax.Array | None = None
   groups: tuple[SkillGroup, ...] | None = None
+  segment_ids: jax.Array | None = None
+  memory_segment_ids: jax.Array | None = None
+
+  def of_memory(self) -> Routed:
+    """Returns these for the encoded inputs, which the decoder projects to keys and values."""
+    return self.replace(segment_ids=self.memory_segment_ids)
+
+  def packed(self, segment_ids: jax.Array | None, memory_segment_ids: jax.Array | None = None) -> Routed:
+    """Returns these for a stack's packed rows; the same if each row has one task."""
+    if segment_ids is None or self.task_ids is None or self.task_ids.shape[0] == segment_ids.shape[0]:
+      return self
+    return self.replace(segment_ids=segment_ids, memory_segment_ids=memory_segment_ids)
 
   def by(self, router: Router | None) -> Routed:
     """Returns these with the weights of a shared router; unchanged if it is None."""
@@ -130,5 +144,6 @@ class Adapter:
     groups = routed.groups
     if groups is None:
       groups = self.router(name=ROUTING)(routed.task_ids, x, deterministic=routed.deterministic, step=routed.step)
+    groups = [group.replace(segment_ids=routed.segment_ids) for group in groups]
     inventory = self.inventory(num_skills=self.describe().num_skills, features=features, axes=axes, name=SKILLS)
     return inventory(x, groups, project)

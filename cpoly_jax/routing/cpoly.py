@@ -33,7 +33,7 @@ def own_skills(task_ids: jax.Array, counts: Sequence[int], start: int) -> tuple[
   """Returns the skills of each example's own task.
 
   Args:
-    task_ids: [B] int32.
+    task_ids: [N] int32.
     counts: skills of each task.
     start: id of the first task's first skill.
 

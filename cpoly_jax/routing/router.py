@@ -1,6 +1,6 @@
 """What every router offers to the adapter, and what routers by task share: the rows of a table.
 
-Notation: B batch, L length, T tasks, d inputs of the projection.
+Notation: B batch, L length, T tasks, d inputs of the projection, N examples of the batch: B, or B * G in packed rows of G.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Router(Protocol):
     """Returns the weights of the skills.
 
     Args:
-      task_ids: [B] int32 rows; `UNKNOWN` where the task is not known.
+      task_ids: [N] int32 rows; `UNKNOWN` where the task is not known. The examples of a packed row follow each other.
       x: [B, L, d] inputs of the projection; None where the router is shared between projections.
       deterministic: evaluation: no noise. Otherwise it is drawn from the rng collection `RNG`.
       step: float32 scalar, the training step; None if `needs_step` is False.
@@ -78,7 +78,7 @@ class TaskRouter(nn.Module):
     return nn_partitioning.param_with_axes(name, init, (self.num_tasks, *shape), jnp.float32, axes=('task', *axes))
 
   def rows(self, table: jax.Array, task_ids: jax.Array) -> jax.Array:
-    """Returns the rows of the batch's tasks, [B, ...] of a table [T, ...]."""
+    """Returns the rows of the batch's tasks, [N, ...] of a table [T, ...]."""
     if self.unknown_task not in (ERROR, AVERAGE):
       raise ValueError(f'{type(self).__name__}.unknown_task = {self.unknown_task!r}: write {ERROR} or {AVERAGE}')
     known = task_ids >= 0

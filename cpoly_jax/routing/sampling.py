@@ -61,7 +61,7 @@ class Sampling:
 
     Args:
       logits: [B, H, k], those of each example's task.
-      task_ids: [B] int32.
+      task_ids: [N] int32.
       key: rng of the noise; None if nothing is drawn.
       deterministic: evaluation.
       step: float32 scalar, or None if no setting needs it.
@@ -83,5 +83,7 @@ class Sampling:
     if self.noise == EXAMPLE:
       return jax.random.logistic(key, logits.shape, logits.dtype)
     # A function of the step's key and the task alone: examples of one task share it, whatever the batch.
+    # Of a hardware generator (`rbg`) vmap draws for the whole batch from the first key, so the kind is fixed here.
+    key = jax.random.key(jax.random.bits(key, (), jnp.uint32), impl='threefry2x32')
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, task_ids.astype(jnp.uint32))
     return jax.vmap(lambda k: jax.random.logistic(k, logits.shape[1:], logits.dtype))(keys)

@@ -58,7 +58,9 @@ class TokenRouter(TaskRouter):
     self._check(gated, x)
     if self.per_task:
       gate = self.table('gate', self.gate_init, (x.shape[-1], gated), ('embed', 'skill'))
-      logits = jnp.einsum('bld,bds->bls', x, self.rows(gate, task_ids).astype(x.dtype))
+      gates = self.rows(gate, task_ids).astype(x.dtype).reshape(x.shape[0], -1, *gate.shape[1:])
+      # A packed row's tokens have weights from the gates of all of its examples; SkillGroup.by_token picks their own.
+      logits = jnp.einsum('bld,bgds->bgls', x, gates).reshape(-1, x.shape[1], gated)
     else:
       gate = nn_partitioning.param_with_axes('gate', self.gate_init, (x.shape[-1], gated), jnp.float32, axes=('embed', 'skill'))
       logits = x @ gate.astype(x.dtype)

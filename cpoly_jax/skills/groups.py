@@ -1,6 +1,7 @@
 """A group of skills with the weights that a router gave them: what goes from routing to skills.
 
-Notation: B batch, L length, S skills, k skills in a group, H heads.
+Notation: B batch, L length, S skills, k skills in a group, H heads, G examples packed in a row, N = B * G of them in the batch
+(N = B without packing).
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ class SkillGroup:
   """Weights of k skills.
 
   Attributes:
-    weights: float32 [B, H, k], one row for each example and head (H = 1 but for multi-head routing), or [B, L, k]
-      for each token if `per_token`.
-    ids: [B, k] int32, the skills that the weights belong to, or None for the k skills from `start` on.
+    weights: float32 [N, H, k], one row for each example and head (H = 1 but for multi-head routing), or [N, L, k]
+      for each token if `per_token`; packed rows whose tokens' weights do not depend on the example may have [B, L, k].
+    ids: [N, k] int32, the skills that the weights belong to, or None for the k skills from `start` on.
     start: first skill of the group if `ids` is None.
     per_token: the second axis of `weights` is the length.
+    segment_ids: [B, L] int32, which of the row's G examples a token is of, from 1, and 0 for padding; None if each row is
+      one example.
   """
 
   weights: jax.Array
   ids: jax.Array | None = None
   start: int = struct.field(pytree_node=False, default=0)
   per_token: bool = struct.field(pytree_node=False, default=False)
+  segment_ids: jax.Array | None = None
 
   @property
   def heads(self) -> int:
@@ -33,20 +37,43 @@ class SkillGroup:
     return 1 if self.per_token else self.weights.shape[1]
 
   def select(self, bank: jax.Array) -> jax.Array:
-    """Returns the group's part of a bank [S, ...]: [k, ...], or [B, k, ...] if chosen by `ids`."""
+    """Returns the group's part of a bank [S, ...]: [k, ...], or [N, k, ...] if chosen by `ids`."""
     if self.ids is not None:
       return jnp.take(bank, self.ids, axis=0)
     return jax.lax.slice_in_dim(bank, self.start, self.start + self.weights.shape[-1], axis=0)
 
+  def members(self, dtype: jnp.dtype) -> jax.Array | None:
+    """Returns 1 where a token is of an example and 0 elsewhere, [B, L, G]; None if rows are not packed."""
+    if self.segment_ids is None:
+      return None
+    per_row = max(1, self.weights.shape[0] // self.segment_ids.shape[0])
+    return jax.nn.one_hot(self.segment_ids - 1, per_row, dtype=dtype)
+
+  def by_token(self) -> SkillGroup:
+    """Returns the same weights by token if rows are packed; unchanged if they are not.
+
+    Without `ids` they become [B, L, k]. With them a row's group has the G * k skills of all of its examples, of which a
+    token has those of its own: weights [B, L, G * k], ids [B, G * k].
+    """
+    members = self.members(self.weights.dtype)
+    if members is None or self.weights.shape[0] == members.shape[0]:
+      return self.replace(segment_ids=None)
+    batch, length, per_row = members.shape
+    # [B, L, G, k]: the second axis of the weights is the length, or one head.
+    weights = self.weights.reshape(batch, per_row, *self.weights.shape[1:]).swapaxes(1, 2) * members[..., None]
+    if self.ids is None:
+      return SkillGroup(jnp.sum(weights, axis=2), None, self.start, per_token=True)
+    return SkillGroup(weights.reshape(batch, length, -1), self.ids.reshape(batch, -1), self.start, per_token=True)
+
   def mix(self, bank: jax.Array, axis: int) -> jax.Array:
-    """Returns sum_k weights[b, h, k] * bank[k] for weights by example, each head in its own block of an axis.
+    """Returns sum_k weights[n, h, k] * bank[k] for weights by example, each head in its own block of an axis.
 
     Args:
       bank: [S, ...].
       axis: axis of the bank, from 1, that the H heads split into blocks of equal size (arXiv 2211.03831).
 
     Returns:
-      [B, ...].
+      [N, ...].
 
     Raises:
       ValueError: weights by token, or heads that do not divide the axis.
@@ -69,7 +96,12 @@ class SkillGroup:
 
   def mix_vectors(self, bank: jax.Array) -> jax.Array:
     """Returns the mix of a bank of vectors [S, n], by example or by token: [B, 1 or L, n]."""
-    if not self.per_token:
-      return self.mix(bank, axis=1)[:, None]
-    by_id = '' if self.ids is None else 'b'
-    return jnp.einsum(f'blk,{by_id}kn->bln', self.weights.astype(bank.dtype), self.select(bank))
+    if self.per_token:
+      group = self.by_token()
+      by_id = '' if group.ids is None else 'b'
+      return jnp.einsum(f'blk,{by_id}kn->bln', group.weights.astype(bank.dtype), group.select(bank))
+    mixed = self.mix(bank, axis=1)
+    members = self.members(bank.dtype)
+    if members is None:
+      return mixed[:, None]
+    return members @ mixed.reshape(*members.shape[::2], -1)

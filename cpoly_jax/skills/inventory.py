@@ -24,7 +24,7 @@ class Inventory(Protocol):
 
     Args:
       x: [B, L, d].
-      groups: the active skills of each example or token.
+      groups: the active skills of each example or token; all have the same `segment_ids`.
       project: the frozen projection, [B, L, d] -> [B, L, o].
 
     Returns:

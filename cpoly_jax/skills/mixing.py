@@ -21,19 +21,27 @@ PRODUCTS = 'products'
 MIXINGS = (FACTORS, GROUP_FACTORS, PRODUCTS)
 
 
-def low_rank(x: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
+def low_rank(x: jax.Array, down: jax.Array, up: jax.Array, members: jax.Array | None = None) -> jax.Array:
   """Returns x @ down @ up with factors of each example's own.
+
+  Packed rows use the factors of their G examples side by side, as one pair of rank G * r, and between the two a token
+  keeps the r hidden values of its own example.
 
   Args:
     x: [B, L, d].
-    down: [B, d, r].
-    up: [B, r, o].
+    down: [N, d, r], N = B * G.
+    up: [N, r, o].
+    members: [B, L, G], as of `SkillGroup.members`; None if each row is one example.
 
   Returns:
     [B, L, o] in x's dtype.
   """
-  hidden = jnp.einsum('bld,bdr->blr', x, down.astype(x.dtype))
-  return jnp.einsum('blr,bro->blo', hidden, up.astype(x.dtype))
+  down, up = down.astype(x.dtype), up.astype(x.dtype)
+  if members is None:
+    return jnp.einsum('blr,bro->blo', jnp.einsum('bld,bdr->blr', x, down), up)
+  batch, length, per_row = members.shape
+  hidden = jnp.einsum('bld,bgdr->blgr', x, down.reshape(batch, per_row, *down.shape[1:])) * members[..., None]
+  return jnp.einsum('blr,bro->blo', hidden.reshape(batch, length, -1), up.reshape(batch, -1, up.shape[-1]))
 
 
 def mix_factors(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up: jax.Array) -> jax.Array:
@@ -52,7 +60,8 @@ def mix_factors(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up:
   Returns:
     [B, L, o].
   """
-  return low_rank(x, sum(g.mix(down, axis=1) for g in groups), sum(g.mix(up, axis=2) for g in groups))
+  return low_rank(x, sum(g.mix(down, axis=1) for g in groups), sum(g.mix(up, axis=2) for g in groups),
+                  groups[0].members(x.dtype))
 
 
 def mix_group_factors(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up: jax.Array) -> jax.Array:
@@ -61,7 +70,7 @@ def mix_group_factors(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Arra
   The sum of products of rank r is one product whose rank is that of all groups together.
   """
   downs, ups = [g.mix(down, axis=1) for g in groups], [g.mix(up, axis=2) for g in groups]
-  return low_rank(x, jnp.concatenate(downs, axis=2), jnp.concatenate(ups, axis=1))
+  return low_rank(x, jnp.concatenate(downs, axis=2), jnp.concatenate(ups, axis=1), groups[0].members(x.dtype))
 
 
 def mix_products(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up: jax.Array) -> jax.Array:
@@ -71,6 +80,7 @@ def mix_products(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up
   """
   total = 0.
   for group in groups:
+    group = group.by_token()
     shared = group.ids is None
     d, u = group.select(down).astype(x.dtype), group.select(up).astype(x.dtype)
     hidden = jnp.einsum('bld,kdr->blkr' if shared else 'bld,bkdr->blkr', x, d)
@@ -88,16 +98,22 @@ def mix_kernels(x: jax.Array, groups: Sequence[SkillGroup], kernels: jax.Array) 
     kernels: [S, d, o].
 
   Returns:
-    [B, L, o] in x's dtype. By example this makes B kernels; by token B * L * k copies of the inputs.
+    [B, L, o] in x's dtype. By example this makes N kernels, and in packed rows G copies of the inputs; by token k copies.
   """
   total = 0.
   for group in groups:
     if group.per_token:
+      group = group.by_token()
       weighted = group.weights[..., None].astype(x.dtype) * x[:, :, None]
       chosen = group.select(kernels).astype(x.dtype)
       total += jnp.einsum('blkd,kdo->blo' if group.ids is None else 'blkd,bkdo->blo', weighted, chosen)
+      continue
+    mixed, members = group.mix(kernels, axis=2).astype(x.dtype), group.members(x.dtype)
+    if members is None:
+      total += jnp.einsum('bld,bdo->blo', x, mixed)
     else:
-      total += jnp.einsum('bld,bdo->blo', x, group.mix(kernels, axis=2).astype(x.dtype))
+      own = members[..., None] * x[:, :, None]
+      total += jnp.einsum('blgd,bgdo->blo', own, mixed.reshape(*members.shape[::2], *mixed.shape[1:]))
   return total
 
 

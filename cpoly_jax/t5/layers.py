@@ -161,7 +161,7 @@ class Attention(nn.Module):
     """
     query = self._heads(self.query(x, routed))
     if memory is not None:
-      key, value = self._encoded_keys_and_values(memory, routed, decode)
+      key, value = self._encoded_keys_and_values(memory, routed.of_memory(), decode)
     else:
       key, value = self._keys_and_values(x, routed)
       if decode:

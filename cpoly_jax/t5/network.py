@@ -4,7 +4,7 @@ Notation: B batch, Li / Lt input and target length, D model width, V vocabulary.
 
 Parameters have T5X's names and shapes, so that its checkpoints load; without an adapter the network computes what
 `t5x.examples.t5.network.Transformer` computes. It offers the same calls to `t5x.models.EncoderDecoderModel`, with one
-argument more: `task_ids` [B], the routing rows.
+argument more: `task_ids` [B], the routing rows, or [B, G] for packed rows of up to G examples, in the order of their segments.
 """
 
 from __future__ import annotations
@@ -252,6 +252,7 @@ class Transformer(nn.Module):
       return Routed(None, not enable_dropout)
     if task_ids is None:
       raise ValueError('this network routes by task: give task_ids [B], the routing row of each example')
+    task_ids = task_ids.reshape(-1)
     step = None if self.clock is None else jax.lax.stop_gradient(self.clock)
     return Routed(task_ids, not enable_dropout, self.adapter, step).by(self.routing)
 
@@ -263,7 +264,7 @@ class Transformer(nn.Module):
       encoder_input_tokens: [B, Li] int32; 0 is padding.
       encoder_segment_ids: [B, Li] int32 of packed examples, or None.
       enable_dropout: training: dropout and routing noise.
-      task_ids: [B] int32 routing rows; needed with an adapter.
+      task_ids: [B] or [B, G] int32 routing rows; needed with an adapter.
 
     Returns:
       [B, Li, D].
@@ -276,7 +277,15 @@ class Transformer(nn.Module):
     if encoder_segment_ids is not None:
       mask = t5x_layers.combine_masks(mask, _same_segment(encoder_segment_ids, encoder_segment_ids, self.config.dtype))
     x = self.token_embedder(encoder_input_tokens)
-    return self.encoder(x, mask, routed)
+    return self.encoder(x, mask, self._packed(routed, encoder_input_tokens, encoder_segment_ids))
+
+  def _packed(self, routed: Routed, tokens: jax.Array, segment_ids: jax.Array | None,
+              memory: jax.Array | None = None) -> Routed:
+    """What a stack's adapters need; ValueError if rows have several tasks but no segments."""
+    tasks, rows = routed.task_ids, tokens.shape[0]
+    if segment_ids is None and tasks is not None and tasks.shape[0] != rows:
+      raise ValueError(f'{tasks.shape[0]} task ids for {rows} rows: rows of several examples need segment ids')
+    return routed.packed(segment_ids, memory)
 
   def decode(self, encoded: jax.Array, encoder_input_tokens: jax.Array, decoder_input_tokens: jax.Array,
              decoder_target_tokens: jax.Array, encoder_segment_ids: jax.Array | None = None,
@@ -296,7 +305,7 @@ class Transformer(nn.Module):
       enable_dropout: training: dropout and routing noise.
       decode: Lt = 1 and the cache is used; the first call, with all positions, makes the cache.
       max_decode_length: positions of the cache.
-      task_ids: [B] int32 routing rows; needed with an adapter.
+      task_ids: [B] or [B, G] int32 routing rows; needed with an adapter.
 
     Returns:
       [B, Lt, V] float32.
@@ -320,6 +329,7 @@ class Transformer(nn.Module):
       if decode:
         raise ValueError('packed inputs cannot be decoded: give one example a row, without segment ids')
       cross_mask = t5x_layers.combine_masks(cross_mask, _same_segment(decoder_segment_ids, encoder_segment_ids, dtype))
+    routed = self._packed(routed, decoder_input_tokens, decoder_segment_ids, encoder_segment_ids)
     return self.decoder(encoded, decoder_input_tokens, decoder_mask, cross_mask, routed, decode=decode,
                         max_decode_length=max_decode_length)
 

@@ -1,7 +1,8 @@
 """Feature converter that carries each example's task to the model as a routing row.
 
 Tasks mark their examples with `task_id` [1], the key of the task's name; here the run's `TaskIndex` turns it into the
-row of the routing. The model's batch has one feature more than T5X's encoder-decoder batch: `task_id` [B, 1] int32.
+row of the routing. The model's batch has one feature more than T5X's encoder-decoder batch: `task_id` [B, 1] int32, or, in
+packed rows, [B, G]: the n-th is that of segment n, and a row holds at most G examples.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from cpoly_jax import routing
 from cpoly_jax.task_index import TaskIndex
 
 TASK_ID = 'task_id'
+# G, unless TASK_FEATURE_LENGTHS has a length for `task_id`.
+PACKED_EXAMPLES = 16
 
 
 class TaskFeatureConverter(seqio.EncDecFeatureConverter):
@@ -24,11 +27,7 @@ class TaskFeatureConverter(seqio.EncDecFeatureConverter):
   Args:
     task_index: the run's tasks.
     unknown_task: what an example of another task gets: `error`, or with `average` the row `routing.UNKNOWN`.
-    pack: must be False: a packed row would have several tasks.
-    **kwargs: as of `seqio.FeatureConverter`.
-
-  Raises:
-    ValueError: `pack` is set.
+    **kwargs: as of `seqio.FeatureConverter`; with `pack`, SeqIO packs the rows one after another.
   """
 
   TASK_FEATURES = {**seqio.EncDecFeatureConverter.TASK_FEATURES,
@@ -36,29 +35,32 @@ class TaskFeatureConverter(seqio.EncDecFeatureConverter):
   MODEL_FEATURES = {**seqio.EncDecFeatureConverter.MODEL_FEATURES,
                     TASK_ID: seqio.FeatureConverter.FeatureSpec(dtype=tf.int32)}
 
-  def __init__(self, *, task_index: TaskIndex, unknown_task: str = routing.ERROR, pack: bool = False, **kwargs):
-    if pack:
-      raise ValueError('routing by task needs one example a row: set utils.DatasetConfig.pack = False')
-    super().__init__(pack=False, **kwargs)
+  def __init__(self, *, task_index: TaskIndex, unknown_task: str = routing.ERROR, **kwargs):
+    super().__init__(**kwargs)
     self._task_index = task_index
     self._unknown_task = unknown_task
 
   def __call__(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
-    """As SeqIO's; the length of `task_id` is always 1 and need not be given."""
+    """As SeqIO's; the length of `task_id` need not be given: it is 1, or G with packing."""
     if TASK_ID not in ds.element_spec:
       raise ValueError(f'the examples have no {TASK_ID!r}: end the pipeline of each task with tasks.features.pipeline')
-    return super().__call__(ds, {**task_feature_lengths, TASK_ID: 1})
+    examples = task_feature_lengths.get(TASK_ID, PACKED_EXAMPLES) if self.pack else 1
+    return super().__call__(ds, {**task_feature_lengths, TASK_ID: examples})
 
   def _convert_features(self, ds: tf.data.Dataset, task_feature_lengths: Mapping[str, int]) -> tf.data.Dataset:
     rows = _row_lookup(self._task_index, self._unknown_task)
-    marked = ds.map(lambda example: {**example, TASK_ID: rows(example[TASK_ID])}, num_parallel_calls=tf.data.AUTOTUNE)
+    # SeqIO's packing takes zeros for padding, so rows are counted from 2 until it is done: `routing.UNKNOWN` becomes 1.
+    first = 1 - routing.UNKNOWN if self.pack else 0
+    marked = ds.map(lambda example: {**example, TASK_ID: rows(example[TASK_ID]) + first}, num_parallel_calls=tf.data.AUTOTUNE)
     return super()._convert_features(marked, task_feature_lengths)
 
   def _convert_example(self, features: Mapping[str, tf.Tensor]) -> Mapping[str, tf.Tensor]:
-    return {**super()._convert_example(features), TASK_ID: features[TASK_ID]}
+    packed = features[TASK_ID]
+    rows = tf.where(packed > 0, packed - (1 - routing.UNKNOWN), 0) if self.pack else packed
+    return {**super()._convert_example(features), TASK_ID: rows}
 
   def get_model_feature_lengths(self, task_feature_lengths: Mapping[str, int]) -> Mapping[str, int]:
-    """Lengths of the model's features: T5X's, and 1 for `task_id`."""
+    """Lengths of the model's features: T5X's, and that of `task_id`."""
     return {**super().get_model_feature_lengths(task_feature_lengths), TASK_ID: task_feature_lengths[TASK_ID]}
 
 

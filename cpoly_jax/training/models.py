@@ -29,7 +29,7 @@ class TaskBound:
 
   Args:
     module: a network whose methods take `task_ids`.
-    task_ids: [B] int32.
+    task_ids: [B, G] int32, the rows of the up to G examples of a row of the batch (G = 1 without packing).
   """
 
   def __init__(self, module: nn.Module, task_ids: jax.Array):
@@ -52,7 +52,7 @@ class TaskBound:
 
 
 class CPolyModel(models.EncoderDecoderModel):
-  """T5X's `EncoderDecoderModel` with routing by task; its batch has `task_id` [B, 1] besides.
+  """T5X's `EncoderDecoderModel` with routing by task; its batch has `task_id` [B, 1] besides, or [B, G] if packed.
 
   Args:
     task_index: the run's tasks, in the order of the routing's rows.
@@ -91,7 +91,7 @@ class CPolyModel(models.EncoderDecoderModel):
     if TASK_ID not in batch:
       raise ValueError(f'the batch has no {TASK_ID!r} [B, 1]: read it through this model\'s FEATURE_CONVERTER_CLS')
     bound = copy.copy(self)
-    bound.module = TaskBound(self.module, batch[TASK_ID][:, 0])
+    bound.module = TaskBound(self.module, batch[TASK_ID])
     return bound
 
   def get_initial_variables(self, rng: jax.Array, input_shapes: Mapping[str, Any],

@@ -84,6 +84,12 @@ def _accepted():
   return [(system, default_mixing(system)) for system in ROUTERS] + list(itertools.product(SYSTEMS, OTHERS))
 
 
+def _packed():
+  """The same, and every way to mix LoRA."""
+  every = itertools.product(('poly', 'cpoly_learned', 'cpoly_fixed'), LORA)
+  return dict.fromkeys([*_accepted(), *every])
+
+
 def _adapter(system, inventory):
   return adapters.Adapter(functools.partial(ROUTERS[system], num_tasks=T), INVENTORIES[inventory], targets='.*')
 
@@ -165,6 +171,36 @@ class MatrixTest(parameterized.TestCase):
         if first_axes[path] == 'task':
           # The rows of the batch's tasks learn, and no others.
           self.assertEqual([bool(row.any()) for row in grad], [t in TASKS for t in range(T)], path)
+
+  @parameterized.named_parameters(_named(*pair) for pair in _packed())
+  def test_packed_equals_padded(self, system, inventory):
+    adapter = _adapter(system, inventory)
+    layer = layers.Projection(O, ('embed', 'joined_kv'))
+    params = testing.randomized(_initial(system, inventory)[0])
+    x, direction = _inputs(), np.random.default_rng(9).normal(size=(B, L, O)).astype(np.float32)
+    # Four examples in two rows with room for three each: one and three, of which some tokens are padding.
+    segments = np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0, 0], [1, 1, 1, 2, 2, 2, 0, 3, 3, 3]], np.int32)
+    tasks = np.array([TASKS[0], 0, 0, *TASKS[1:]], np.int32)
+    pack = lambda rows: np.stack([np.concatenate([rows[0], np.full((7, rows.shape[-1]), 1., np.float32)]),
+                                  np.concatenate([rows[1], rows[2], np.full((1, rows.shape[-1]), 1., np.float32), rows[3]])])
+    unpack = lambda y: jnp.stack([y[0, :3], y[1, :3], y[1, 3:6], y[1, 7:]])
+    # The one system whose noise belongs to the task and step, not to the example, is compared in training.
+    key = jax.random.key(1, impl='rbg') if system == 'poly_annealed' else None
+    step = jnp.float32(4) if adapter.describe().needs_step else None
+
+    def padded(params):
+      y = _apply(layer, adapter, params, x, TASKS, key)
+      return jnp.sum(y * direction), y
+
+    def packed(params):
+      routed = adapters.Routed(tasks, key is None, adapter, step).packed(segments)
+      y = unpack(layer.apply({'params': params}, pack(x), routed, rngs=None if key is None else {'routing': key}))
+      return jnp.sum(y * direction), y
+
+    (expected, y), (actual, y_packed) = (jax.jit(jax.grad(f, has_aux=True))(params) for f in (padded, packed))
+    np.testing.assert_allclose(y_packed, y, rtol=1e-5, atol=1e-5)
+    for (path, a), b in zip(jax.tree_util.tree_flatten_with_path(expected)[0], jax.tree.leaves(actual)):
+      np.testing.assert_allclose(np.asarray(b, np.float32), np.asarray(a, np.float32), rtol=1e-5, atol=2e-5, err_msg=str(path))
 
   @parameterized.named_parameters(_named(*pair) for pair in itertools.product(ROUTERS, INVENTORIES) if refusal(*pair))
   def test_is_refused(self, system, inventory):

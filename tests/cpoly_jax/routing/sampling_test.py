@@ -55,6 +55,12 @@ class NoiseTest(parameterized.TestCase):
     np.testing.assert_array_equal(other[0], drawn[3])
     np.testing.assert_array_equal(other[4], drawn[0])
 
+  def test_by_task_a_hardware_generator_does_the_same(self):
+    key = jax.random.key(3, impl='rbg')
+    drawn = _weights(routing.Sampling(noise='task'), key=key)
+    np.testing.assert_array_equal(drawn[1], drawn[2])
+    np.testing.assert_array_equal(_weights(routing.Sampling(noise='task'), tasks=TASKS[1:], key=key)[0], drawn[1])
+
   def test_none_trains_as_it_evaluates(self):
     np.testing.assert_allclose(_weights(routing.Sampling(noise='none')), _soft(), rtol=1e-5)
 

@@ -46,9 +46,21 @@ class TaskFeatureConverterTest(absltest.TestCase):
     with self.assertRaisesRegex(ValueError, "no 'task_id'"):
       converter(bare, LENGTHS)
 
-  def test_packing_is_refused(self):
-    with self.assertRaisesRegex(ValueError, 'set utils.DatasetConfig.pack = False'):
-      features.converter_for(INDEX)(pack=True)
+  def test_packed_rows_have_the_tasks_of_their_segments(self):
+    converter = features.converter_for(INDEX, 'average')(pack=True)
+    rows = list(converter(_examples('c', 'a', 'x', 'b', 'a'), {'inputs': 10, 'targets': 9}).as_numpy_iterator())
+    self.assertLen(rows, 2)
+    self.assertEqual(rows[0]['task_id'].tolist(), [2, 0, routing.UNKNOWN] + [0] * 13)
+    self.assertEqual(rows[1]['task_id'].tolist(), [1, 0] + [0] * 14)
+    self.assertEqual(rows[0]['encoder_segment_ids'].tolist(), [1, 1, 1, 2, 2, 2, 3, 3, 3, 0])
+    self.assertEqual(rows[0]['decoder_segment_ids'].tolist(), [1, 1, 2, 2, 3, 3, 0, 0, 0])
+    self.assertEqual(rows[0]['decoder_input_tokens'].tolist(), [0, 9, 0, 9, 0, 9, 0, 0, 0])
+
+  def test_a_length_of_the_task_id_limits_the_examples_of_a_row(self):
+    converter = features.converter_for(INDEX)(pack=True)
+    lengths = {'inputs': 10, 'targets': 9, 'task_id': 2}
+    rows = list(converter(_examples('c', 'a', 'b'), lengths).as_numpy_iterator())
+    self.assertEqual([row['task_id'].tolist() for row in rows], [[2, 0], [1, 0]])
 
 
 if __name__ == '__main__':
