@@ -65,12 +65,13 @@ class SkillGroup:
       return SkillGroup(jnp.sum(weights, axis=2), None, self.start, per_token=True)
     return SkillGroup(weights.reshape(batch, length, -1), self.ids.reshape(batch, -1), self.start, per_token=True)
 
-  def mix(self, bank: jax.Array, axis: int) -> jax.Array:
+  def mix(self, bank: jax.Array, axis: int, swapped: bool = False) -> jax.Array:
     """Returns sum_k weights[n, h, k] * bank[k] for weights by example, each head in its own block of an axis.
 
     Args:
       bank: [S, ...].
       axis: axis of the bank, from 1, that the H heads split into blocks of equal size (arXiv 2211.03831).
+      swapped: for a bank [S, m, n], return [N, n, m].
 
     Returns:
       [N, ...].
@@ -90,9 +91,9 @@ class SkillGroup:
     shape[axis - 1:axis] = [self.heads, size // self.heads]
     chosen = self.select(bank)
     blocks = chosen.reshape(*chosen.shape[:chosen.ndim - bank.ndim + 1], *shape)
-    by_id, rest = '' if self.ids is None else 'b', ''.join(letters)
-    mixed = jnp.einsum(f'bhk,{by_id}k{rest}->b{rest}', self.weights.astype(bank.dtype), blocks)
-    return mixed.reshape(-1, *bank.shape[1:])
+    by_id, rest, order = '' if self.ids is None else 'b', ''.join(letters), -1 if swapped else 1
+    mixed = jnp.einsum(f'bhk,{by_id}k{rest}->b{"".join(letters[::order])}', self.weights.astype(bank.dtype), blocks)
+    return mixed.reshape(-1, *bank.shape[1:][::order])
 
   def mix_vectors(self, bank: jax.Array) -> jax.Array:
     """Returns the mix of a bank of vectors [S, n], by example or by token: [B, 1 or L, n]."""

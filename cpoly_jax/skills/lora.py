@@ -55,7 +55,7 @@ class LoRA(nn.Module):
     up = nn_partitioning.param_with_axes(
         'up', self.up_init, (self.num_skills, self.rank, self.features), jnp.float32,
         axes=('skill', 'rank', out_axis))
-    return project(x) + mixing.MIX[self.mixing](x, groups, down, up) * jnp.asarray(self.alpha / self.rank, x.dtype)
+    return project(x) + mixing.MIX[self.mixing](x, groups, down, up, self.alpha / self.rank)
 
   def _check(self, groups: Sequence[SkillGroup]) -> None:
     if self.mixing not in mixing.MIX:

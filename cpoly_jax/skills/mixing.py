@@ -21,31 +21,35 @@ PRODUCTS = 'products'
 MIXINGS = (FACTORS, GROUP_FACTORS, PRODUCTS)
 
 
-def low_rank(x: jax.Array, down: jax.Array, up: jax.Array, members: jax.Array | None = None) -> jax.Array:
-  """Returns x @ down @ up with factors of each example's own.
+def low_rank(x: jax.Array, down: jax.Array, up: jax.Array, scale: float = 1., members: jax.Array | None = None) -> jax.Array:
+  """Returns scale * x @ down.T @ up with factors of each example's own.
+
+  `down` has the rank first: its gradient then is the product of a thin matrix and x, which XLA's CPU backend computes
+  several times faster than that of x and a thin matrix. The scale is on the r hidden values, which are few.
 
   Packed rows use the factors of their G examples side by side, as one pair of rank G * r, and between the two a token
   keeps the r hidden values of its own example.
 
   Args:
     x: [B, L, d].
-    down: [N, d, r], N = B * G.
+    down: [N, r, d], N = B * G.
     up: [N, r, o].
+    scale: factor of the result.
     members: [B, L, G], as of `SkillGroup.members`; None if each row is one example.
 
   Returns:
     [B, L, o] in x's dtype.
   """
-  down, up = down.astype(x.dtype), up.astype(x.dtype)
-  if members is None:
-    return jnp.einsum('blr,bro->blo', jnp.einsum('bld,bdr->blr', x, down), up)
-  batch, length, per_row = members.shape
-  hidden = jnp.einsum('bld,bgdr->blgr', x, down.reshape(batch, per_row, *down.shape[1:])) * members[..., None]
-  return jnp.einsum('blr,bro->blo', hidden.reshape(batch, length, -1), up.reshape(batch, -1, up.shape[-1]))
+  batch = x.shape[0]
+  down, up = (factor.astype(x.dtype).reshape(batch, -1, factor.shape[-1]) for factor in (down, up))
+  hidden = jnp.einsum('bld,brd->blr', x, down) * jnp.asarray(scale, x.dtype)
+  if members is not None:
+    hidden *= jnp.repeat(members, hidden.shape[-1] // members.shape[-1], axis=-1)
+  return jnp.einsum('blr,bro->blo', hidden, up)
 
 
-def mix_factors(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up: jax.Array) -> jax.Array:
-  """x @ (sum_s w_s down_s) @ (sum_s w_s up_s), over the skills of all groups at once.
+def mix_factors(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up: jax.Array, scale: float = 1.) -> jax.Array:
+  """scale * x @ (sum_s w_s down_s) @ (sum_s w_s up_s), over the skills of all groups at once.
 
   What the reference codes of Polytropon, MHR and C-Poly compute: there are cross terms between skills, and
   the output grows with the square of the weights. With H heads (MHR), block h of the inputs of `down` and of the
@@ -56,25 +60,27 @@ def mix_factors(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up:
     groups: weights of the groups, by example.
     down: [S, d, r].
     up: [S, r, o].
+    scale: factor of the result.
 
   Returns:
     [B, L, o].
   """
-  return low_rank(x, sum(g.mix(down, axis=1) for g in groups), sum(g.mix(up, axis=2) for g in groups),
+  return low_rank(x, sum(g.mix(down, axis=1, swapped=True) for g in groups), sum(g.mix(up, axis=2) for g in groups), scale,
                   groups[0].members(x.dtype))
 
 
-def mix_group_factors(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up: jax.Array) -> jax.Array:
+def mix_group_factors(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up: jax.Array,
+                      scale: float = 1.) -> jax.Array:
   """`mix_factors` inside each group, then the sum: the "common part + specific part" of C-Poly (eq. 2).
 
   The sum of products of rank r is one product whose rank is that of all groups together.
   """
-  downs, ups = [g.mix(down, axis=1) for g in groups], [g.mix(up, axis=2) for g in groups]
-  return low_rank(x, jnp.concatenate(downs, axis=2), jnp.concatenate(ups, axis=1), groups[0].members(x.dtype))
+  downs, ups = [g.mix(down, axis=1, swapped=True) for g in groups], [g.mix(up, axis=2) for g in groups]
+  return low_rank(x, jnp.concatenate(downs, axis=1), jnp.concatenate(ups, axis=1), scale, groups[0].members(x.dtype))
 
 
-def mix_products(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up: jax.Array) -> jax.Array:
-  """sum_s w_s (x @ down_s @ up_s), as the papers' equations say (Polytropon eq. 3 and 4), by example or by token.
+def mix_products(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up: jax.Array, scale: float = 1.) -> jax.Array:
+  """scale * sum_s w_s (x @ down_s @ up_s), as the papers' equations say (Polytropon eq. 3 and 4), by example or by token.
 
   Shapes as `mix_factors`; groups have one head.
   """
@@ -82,10 +88,12 @@ def mix_products(x: jax.Array, groups: Sequence[SkillGroup], down: jax.Array, up
   for group in groups:
     group = group.by_token()
     shared = group.ids is None
-    d, u = group.select(down).astype(x.dtype), group.select(up).astype(x.dtype)
-    hidden = jnp.einsum('bld,kdr->blkr' if shared else 'bld,bkdr->blkr', x, d)
-    hidden *= group.weights[..., None].astype(x.dtype)
-    total += jnp.einsum('blkr,kro->blo' if shared else 'blkr,bkro->blo', hidden, u)
+    # The rank first, as in `low_rank`.
+    d, u = group.select(down).swapaxes(-1, -2).astype(x.dtype), group.select(up).astype(x.dtype)
+    hidden = jnp.einsum('bld,krd->blkr' if shared else 'bld,bkrd->blkr', x, d)
+    hidden *= (scale * group.weights[..., None]).astype(x.dtype)
+    hidden, u = hidden.reshape(*x.shape[:2], -1), u.reshape(*u.shape[:-3], -1, u.shape[-1])
+    total += jnp.einsum('blr,ro->blo' if shared else 'blr,bro->blo', hidden, u)
   return total
 
 
