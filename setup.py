@@ -37,7 +37,12 @@ setuptools.setup(
         'tensorflow-datasets>=4.9.7',
     ],
     extras_require={
-        'test': ['pytest>=8', 'ruff>=0.14,<0.20'],
+        # Metrics are compared with scikit-learn's and rouge's; parsers are fuzzed with hypothesis; plots are drawn.
+        'test': [
+            'hypothesis>=6.100', 'matplotlib>=3.9', 'pytest>=8', 'pytest-xdist>=3.6', 'rouge>=1.0.1', 'ruff>=0.14,<0.20',
+            'scikit-learn>=1.6'
+        ],
+        'plots': ['matplotlib>=3.9'],
         # What the parity tests compare with. transformers 5 always ties T5's logits to its embedding, which T5 1.1 does not.
         'parity': ['peft>=0.21,<0.22', 'torch>=2.6,<3', 'transformers>=4.57,<5'],
         'tpu': ['jax[tpu]>=0.10,<0.11'],

@@ -29,7 +29,7 @@ def main(argv) -> None:
   for name in [REFERENCE, *_SYSTEMS.value]:
     parts = train_step.configured(
         [f'gin_configs/models/{_MODEL.value}.gin', f'gin_configs/systems/{name}.gin'], bindings)
-    steps.append(train_step.compiled(name, parts, _TASKS.value, *train_step.shape()))
+    steps.append(train_step.compiled(name, parts, train_step.batch_of(*train_step.shape(), _TASKS.value), _TASKS.value))
   train_step.alternate(steps, train_step.ROUNDS.value)
   reference = steps[0]
   print(f'{"system":10} {"ms/step":>9} {"ratio":>6} {"GFLOP":>8} {"ratio":>6} {"GB":>7} {"trainable":>12}')

@@ -75,7 +75,7 @@ def main(argv) -> None:
     parts = train_step.configured(
         ['gin_configs/models/t5_1_1/small.gin', f'gin_configs/systems/{name}.gin'],
         [f'NUM_TASKS = {_TASKS.value}', f'RANK = {_RANK.value}', f'NUM_SKILLS = {_SKILLS.value}'])
-    ours.append(train_step.compiled(name, parts, _TASKS.value, *train_step.shape()))
+    ours.append(train_step.compiled(name, parts, train_step.batch_of(*train_step.shape(), _TASKS.value), _TASKS.value))
   peers = [TorchStep('PEFT eager', False), *([TorchStep('PEFT compiled', True)] if _COMPILE.value else [])]
   train_step.alternate([*ours, *peers], train_step.ROUNDS.value)
   rate = train_step.matmul_rate()

@@ -35,8 +35,8 @@ def main(argv) -> None:
       parts = train_step.configured(
           [f'gin_configs/models/{_MODEL.value}.gin', 'gin_configs/systems/cpoly.gin'],
           [f'NUM_TASKS = {tasks}', f'RANK = {_RANK.value}', f"SPECIFIC = '{'fixed' if specific == ROWS else specific}'"])
-      steps.append(train_step.compiled(str(tasks), parts, tasks, *train_step.shape(),
-                                       rows=specific == ROWS))
+      data = train_step.batch_of(*train_step.shape(), tasks)
+      steps.append(train_step.compiled(str(tasks), parts, data, tasks, rows=specific == ROWS))
     train_step.alternate(steps, train_step.ROUNDS.value)
     for step in steps:
       state_bytes = sum(x.nbytes for x in jax.tree.leaves(step.state))

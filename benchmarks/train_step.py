@@ -116,20 +116,16 @@ def batch_of(batch: int, inputs: int, targets: int, num_tasks: int, vocab_size: 
           'task_id': np.linspace(0, num_tasks - 1, batch).astype(np.int32)[:, None]}
 
 
-def compiled(name: str, parts: Configured, num_tasks: int, batch: int, inputs: int, targets: int, *,
-             rows: bool = False) -> Step:
+def compiled(name: str, parts: Configured, data: Mapping[str, np.ndarray], num_tasks: int, *, rows: bool = False) -> Step:
   """Compiles the train step that `t5x.trainer` makes of a network and an optimizer.
 
   Args:
     name: what the step is called in tables.
     parts: the network and the optimizer.
+    data: a batch, as of `batch_of`.
     num_tasks: T.
-    batch: B.
-    inputs: Li.
-    targets: Lt.
     rows: touch only the rows of the batch's tasks (`cpoly_jax.training.task_rows`).
   """
-  data = batch_of(batch, inputs, targets, num_tasks)
   model = CPolyModel(parts.module, VOCABULARY, VOCABULARY, parts.optimizer, decode_fn=decoding.temperature_sample,
                      task_index=TaskIndex(tuple(f'task{i}' for i in range(num_tasks))))
   shapes = {key: value.shape for key, value in data.items()}

@@ -21,10 +21,34 @@ import numpy as np
 
 FILE_NAME = 'task_index.json'
 
+_routed_as: dict[str, str] = {}
+
 
 def task_key(name: str) -> int:
   """Returns the number that marks the examples of task `name`: CRC-32 without its sign bit."""
   return zlib.crc32(name.encode('utf-8')) & 0x7FFFFFFF
+
+
+def route_as(name: str, other: str) -> None:
+  """Declares that examples of task `name` are routed as those of task `other`, whose key their source has to write.
+
+  So a diagnostic set, or another way to evaluate a task, needs no routing row of its own: an index of a mixture that has
+  `name` holds `other` in its place, and an index that has `other` covers `name`.
+
+  Raises:
+    ValueError: `name` is routed as another task already, or `other` is, in the end, routed as `name`.
+  """
+  if routed_as(other) == name:
+    raise ValueError(f'task {name!r} cannot be routed as {other!r}, which is routed as {name!r}')
+  if _routed_as.setdefault(name, other) != other:
+    raise ValueError(f'task {name!r} is routed as {_routed_as[name]!r} already, not as {other!r}')
+
+
+def routed_as(name: str) -> str:
+  """Returns the task whose row examples of task `name` use: `name` itself unless `route_as` says otherwise."""
+  while name in _routed_as:
+    name = _routed_as[name]
+  return name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +98,8 @@ class TaskIndex:
     return np.array([task_key(name) for name in self.names], np.int32)
 
   def check_covers(self, names: Sequence[str]) -> None:
-    """Raises ValueError if any of `names` has no row."""
-    missing = [name for name in names if name not in self._rows]
+    """Raises ValueError if any of `names`, or the task it is routed as (`route_as`), has no row."""
+    missing = [name for name in names if routed_as(name) not in self._rows]
     if missing:
       raise ValueError(
           f'{len(missing)} of {len(names)} tasks have no routing row: {_shorten(missing)}; '
@@ -133,7 +157,7 @@ class TaskIndex:
 
 
 def from_mixture(mixture_or_task_name: str, module: str | None = None) -> TaskIndex:
-  """Returns the index of a SeqIO mixture's tasks, sorted by name.
+  """Returns the index of a SeqIO mixture's tasks, sorted by name; a task that is routed as another gives that one.
 
   Args:
     mixture_or_task_name: a registered mixture or task.
@@ -153,7 +177,7 @@ def from_mixture(mixture_or_task_name: str, module: str | None = None) -> TaskIn
             'set MIXTURE_OR_TASK_MODULE to the module that registers it')
     raise ValueError(f'no task or mixture is named {mixture_or_task_name!r}; {hint}')
   provider = seqio.get_mixture_or_task(mixture_or_task_name)
-  return TaskIndex(tuple(sorted(task.name for task in seqio.get_subtasks(provider))))
+  return TaskIndex(tuple(sorted({routed_as(task.name) for task in seqio.get_subtasks(provider)})))
 
 
 def num_tasks(index: TaskIndex) -> int:

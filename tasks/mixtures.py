@@ -1,9 +1,7 @@
 """Rates of the tasks of a mixture, as functions of the task.
 
-`seqio.MixtureRegistry` calls a rate when a dataset is built, so nothing is read at registration.
-The
-functions are gin configurable: `mixtures.temperature_rate.temperature = 10` acts on every mixture
-that uses the function as it stands.
+`seqio.MixtureRegistry` calls a rate when a dataset is built, so nothing is read at registration. The functions are gin
+configurable: `mixtures.temperature_rate.temperature = 10` acts on every mixture that uses the function as it stands.
 """
 
 from __future__ import annotations

@@ -1,86 +1,60 @@
-"""SuperGLUE: its eight tasks in T5's text-to-text format, and three mixtures of them.
+"""SuperGLUE: its eight tasks, its two diagnostic sets and DPR, as SeqIO tasks and mixtures.
 
-Tasks are named `superglue_<task>`; mixtures: `superglue` (proportional to the number of training
-examples), `superglue_equal` and `superglue_temperature`. Data come from the folder that
-SUPERGLUE_DIR names, in the layout of the official release (`BoolQ/train.jsonl`, `BoolQ/val.jsonl`,
-...), or, where it is not set, from a `super_glue` that TFDS has prepared. Nothing is read before a
-dataset is built.
+Tasks are named `superglue_<task>`. Mixtures of the eight: `superglue` (proportional to the number of training examples),
+`superglue_equal` and `superglue_temperature`; `superglue_with_dpr` adds Definite Pronoun Resolution to `superglue`, as more
+training data of the kind of WSC. `superglue_diagnostics` has AX-b and AX-g, for evaluation only. Evaluations of the first four
+give the benchmark's score besides the tasks' metrics.
 
-Training gives ReCoRD one row per answer and WSC the true pairs only; evaluation gives one row per
-query and all pairs. Test labels of the benchmark are hidden: evaluate on `validation`, infer on
-`test`.
+AX-b and AX-g are written, and routed, as RTE, and DPR as WSC: a run on `superglue` evaluates them with the rows it has.
+
+Data come from the folder that SUPERGLUE_DIR names, in the layout of the official release (`BoolQ/train.jsonl`,
+`BoolQ/val.jsonl`, ...), or, where it is not set, from a `super_glue` that TFDS has prepared. Nothing is read before a dataset
+is built. Test labels of the benchmark are hidden: evaluate on `validation`, infer on `test`.
+
+Gin: `superglue.prompt.style` (see `superglue_prompts`), `superglue.few_shot.k` and `.seed` (see `superglue_sources`).
 """
 
 from __future__ import annotations
 
 from typing import Any
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import seqio
 
+from cpoly_jax import task_index
 from tasks import features
 from tasks import mixtures
-from tasks import records
-from tasks import sources
+from tasks import summaries
 from tasks import superglue_formats
 from tasks import superglue_metrics
-
-VARIABLE = 'SUPERGLUE_DIR'
-LAYOUT = 'BoolQ/train.jsonl, BoolQ/val.jsonl, CB/, COPA/, MultiRC/, ReCoRD/, RTE/, WiC/ and WSC/'
-_FILES = {'train': 'train.jsonl', 'validation': 'val.jsonl', 'test': 'test.jsonl'}
+from tasks import superglue_sources
+from tasks.superglue_prompts import labels, prompt  # noqa: F401  (users and gin find them here)
+from tasks.superglue_sources import few_shot, VARIABLE  # noqa: F401
 
 TASKS = tuple(f'superglue_{task}' for task in superglue_formats.FORMATS)
+DIAGNOSTICS = tuple(f'superglue_{task}' for task in superglue_formats.DIAGNOSTICS)
+DPR = 'superglue_dpr'
 benchmark_score = superglue_metrics.benchmark_score
 
-
-class SuperGlueSource(sources.RowSource):
-  """Rows of one SuperGLUE task, from the official files or from TFDS."""
-
-  def __init__(self, task: str, form: superglue_formats.Format):
-    super().__init__(task)
-    self._format = form
-
-  def origin(self) -> str:
-    folder = records.folder_of(VARIABLE, LAYOUT)
-    return str(folder / self._format.folder) if folder else f'TFDS super_glue/{self._format.config}'
-
-  @property
-  def splits(self) -> Sequence[str]:
-    folder = records.folder_of(VARIABLE, LAYOUT)
-    if folder is None or (folder / self._format.folder / _FILES['test']).exists():
-      return ('train', 'validation', 'test')
-    return ('train', 'validation')
-
-  def read(self, split: str) -> Sequence[sources.Row]:
-    folder = records.folder_of(VARIABLE, LAYOUT)
-    if folder is not None:
-      path = folder / self._format.folder / _FILES[split]
-      if not path.exists():
-        raise FileNotFoundError(f'no file {path}; {VARIABLE} must name a folder with {LAYOUT}')
-      rows = self._format.read(path, labelled=split != 'test')
-    else:
-      rows = sources.prepared_tfds(f'super_glue/{self._format.config}', split, VARIABLE, LAYOUT)
-    expand = self._format.training_rows if split == 'train' else self._format.evaluation_rows
-    return [expanded for row in rows for expanded in expand(row)]
-
-  def to_example(self, row: sources.Row, split: str, seed: int) -> dict[str, Any]:
-    del split, seed
-    return self._format.example(row)
+_EVALUATIONS = {
+    'multirc': (superglue_metrics.grouped('multirc', 'idx/paragraph', 'idx/question'),
+                [superglue_metrics.multirc_f1, superglue_metrics.multirc_exact_match]),
+    'record': (superglue_metrics.record_answer, [superglue_metrics.record_em_f1]),
+    'wsc': (superglue_metrics.wsc_answer, [superglue_metrics.accuracy]),
+    'cb': (superglue_metrics.class_index('cb'), [superglue_metrics.mean_3class_f1, superglue_metrics.accuracy]),
+    'axb': (superglue_metrics.class_index('rte'), [superglue_metrics.matthews_correlation]),
+    'axg': (superglue_metrics.grouped('rte', 'pair_id'), [superglue_metrics.accuracy_and_gender_parity]),
+}
 
 
-def _evaluation(task: str, form: superglue_formats.Format):
-  """Returns the postprocessor and the metrics of a task."""
-  if task == 'multirc':
-    return superglue_metrics.multirc_answer, [superglue_metrics.multirc_f1,
-                                              superglue_metrics.multirc_exact_match]
-  if task == 'record':
-    return superglue_metrics.record_answer, [superglue_metrics.record_em_f1]
-  if task == 'wsc':
-    return superglue_metrics.wsc_referent, [superglue_metrics.accuracy]
-  metrics = [superglue_metrics.accuracy]
-  if task == 'cb':
-    metrics.insert(0, superglue_metrics.mean_3class_f1)
-  return superglue_metrics.class_index(form.labels), metrics
+def _add(name: str, source: seqio.DataSource, postprocess: Callable[..., Any], metrics: Sequence[Callable[..., Any]]) -> None:
+  seqio.TaskRegistry.add(
+      name,
+      source=source,
+      output_features=features.output_features(),
+      preprocessors=features.pipeline(),
+      postprocess_fn=postprocess,
+      metric_fns=metrics)
 
 
 def register() -> None:
@@ -89,17 +63,21 @@ def register() -> None:
     return
   for task, form in superglue_formats.FORMATS.items():
     name = f'superglue_{task}'
-    postprocess, metrics = _evaluation(task, form)
-    seqio.TaskRegistry.add(
-        name,
-        source=SuperGlueSource(name, form),
-        output_features=features.output_features(),
-        preprocessors=features.pipeline(),
-        postprocess_fn=postprocess,
-        metric_fns=metrics)
-  seqio.MixtureRegistry.add('superglue', TASKS, default_rate=mixtures.proportional_rate)
-  seqio.MixtureRegistry.add('superglue_equal', TASKS, default_rate=mixtures.equal_rate)
-  seqio.MixtureRegistry.add('superglue_temperature', TASKS, default_rate=mixtures.temperature_rate)
+    evaluation = _EVALUATIONS.get(task, (superglue_metrics.class_index(task), [superglue_metrics.accuracy]))
+    _add(name, superglue_sources.SuperGlueSource(name, task, form), *evaluation)
+  for task, form in superglue_formats.DIAGNOSTICS.items():
+    task_index.route_as(f'superglue_{task}', 'superglue_rte')
+    _add(f'superglue_{task}', superglue_sources.DiagnosticSource('superglue_rte', 'rte', form), *_EVALUATIONS[task])
+  task_index.route_as(DPR, 'superglue_wsc')
+  _add(DPR, superglue_sources.PronounSource('superglue_wsc', 'wsc', superglue_formats.DPR), *_EVALUATIONS['wsc'])
+
+  proportional = mixtures.proportional_rate
+  seqio.MixtureRegistry.add('superglue_diagnostics', DIAGNOSTICS, default_rate=mixtures.equal_rate)
+  for mixture, tasks, rate in (('superglue', TASKS, proportional), ('superglue_equal', TASKS, mixtures.equal_rate),
+                               ('superglue_temperature', TASKS, mixtures.temperature_rate),
+                               ('superglue_with_dpr', (*TASKS, DPR), proportional)):
+    seqio.MixtureRegistry.add(mixture, tasks, default_rate=rate)
+    summaries.register(mixture, lambda metrics: {'score': benchmark_score(metrics)})
 
 
 register()

@@ -1,19 +1,20 @@
 """SuperGLUE's metrics as T5 computes them, in percent, on postprocessed targets and predictions.
 
-Class texts become class indices, -1 for any other text. Gold labels come from the example, not from
-its decoded target, and a hidden one (-1) is an error: a score against hidden labels would mean
-nothing.
+Class texts, which depend on the style of the run's prompts, become class indices, -1 for any other
+text. Gold labels come from the example, not from its decoded target, and a hidden one (-1) is an
+error: a score against hidden labels would mean nothing.
 """
 
 from __future__ import annotations
 
 import collections
-import re
-import string
 from typing import Any
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+
+from tasks import superglue_prompts
+from tasks import text_metrics
 
 _DETERMINERS = frozenset(
     'a an few her his each every many much my our some that the their these this those which whose '
@@ -57,26 +58,39 @@ def benchmark_score(metrics_by_task: Mapping[str, Mapping[str, float]]) -> float
 # Postprocessors: SeqIO calls them with the decoded text and the example, whose strings are bytes.
 
 
-def class_index(labels: Sequence[str]) -> Callable[..., int]:
-  """Returns a postprocessor from text to the index in `labels`; exact, case-sensitive, else -1."""
-  indices = {label: i for i, label in enumerate(labels)}
+def class_index(task: str) -> Callable[..., int]:
+  """Returns a postprocessor of a task with label texts: the class that a text names, else -1.
+
+  T5's label words count exactly as they are written; blanks around a letter do not matter.
+  """
 
   def postprocess(text: str, example: Mapping[str, Any] | None = None,
                   is_target: bool = False) -> int:
     if is_target and example is not None:
       return int(example['label'])
-    return indices.get(text, -1)
+    if superglue_prompts.prompt() == superglue_prompts.LETTERS:
+      text = text.strip()
+    labels = superglue_prompts.labels(task)
+    return labels.index(text) if text in labels else -1
 
   return postprocess
 
 
-def multirc_answer(text: str, example: Mapping[str, Any] | None = None,
-                   is_target: bool = False) -> dict[str, Any]:
-  """Postprocessor of MultiRC: the class, and for targets the question that is answered."""
-  value = class_index(('False', 'True'))(text, example, is_target)
-  if not is_target:
-    return {'value': value}
-  return {'value': value, 'group': (int(example['idx/paragraph']), int(example['idx/question']))}
+def grouped(task: str, *names: str) -> Callable[..., dict[str, Any]]:
+  """Returns a postprocessor that tells, besides the class of `class_index`, the group of a target.
+
+  Args:
+    task: as of `class_index`.
+    *names: the example's fields that name its group.
+  """
+  to_class = class_index(task)
+
+  def postprocess(text: str, example: Mapping[str, Any] | None = None,
+                  is_target: bool = False) -> dict[str, Any]:
+    value = to_class(text, example, is_target)
+    return {'value': value, 'group': tuple(int(example[n]) for n in names)} if is_target else {'value': value}
+
+  return postprocess
 
 
 def record_answer(text: str, example: Mapping[str, Any] | None = None,
@@ -86,6 +100,14 @@ def record_answer(text: str, example: Mapping[str, Any] | None = None,
     return {'value': text}
   answers = [a.decode('utf-8') if isinstance(a, bytes) else str(a) for a in example['answers']]
   return {'value': answers, 'group': (int(example['idx/passage']), int(example['idx/query']))}
+
+
+def wsc_answer(text: str, example: Mapping[str, Any] | None = None,
+               is_target: bool = False) -> int:
+  """Postprocessor of WSC: `wsc_referent`, or the class that a letter stands for."""
+  if superglue_prompts.prompt() == superglue_prompts.LETTERS:
+    return class_index('wsc')(text, example, is_target)
+  return wsc_referent(text, example, is_target)
 
 
 def wsc_referent(text: str, example: Mapping[str, Any] | None = None,
@@ -124,6 +146,39 @@ def mean_3class_f1(targets: Sequence[int], predictions: Sequence[int]) -> dict[s
   return {'mean_3class_f1': 100 * float(np.mean(scores))}
 
 
+def matthews_correlation(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
+  """Matthews' correlation of targets and predictions, 0 where either is constant; -1, no class, is a class of its own.
+
+  With more than two classes it is Gorodkin's R_K (Computational Biology and Chemistry 28, 2004), as in scikit-learn.
+  """
+  _check(targets, predictions)
+  classes = sorted({*targets, *predictions})
+  gold, predicted = (np.array([[value == c for c in classes] for value in values], float)
+                     for values in (targets, predictions))
+  covariance = lambda x, y: np.sum((x - x.mean(0)) * (y - y.mean(0)))
+  spread = np.sqrt(covariance(gold, gold) * covariance(predicted, predicted))
+  return {'matthews_correlation': 100 * float(covariance(gold, predicted) / spread) if spread else 0.0}
+
+
+def accuracy_and_gender_parity(targets: Sequence[Mapping[str, Any]],
+                               predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Winogender's metrics: accuracy, and the share of pairs whose sentences, of either gender, get the same class.
+
+  A text that is no class makes its pair unequal. A pair with one sentence only, as at the end of a cut evaluation, does not
+  count towards the parity.
+  """
+  values = [p['value'] for p in predictions]
+  scores = accuracy([t['value'] for t in targets], values)
+  pairs = collections.defaultdict(list)
+  for target, value in zip(targets, values):
+    pairs[target['group']].append(value)
+  whole = [pair for pair in pairs.values() if len(pair) > 1]
+  if not whole:
+    raise ValueError('no pair has both its sentences: gender parity needs all lines of AX-g')
+  equal = [len(set(pair)) == 1 and pair[0] != -1 for pair in whole]
+  return {**scores, 'gender_parity': 100 * float(np.mean(equal))}
+
+
 def multirc_f1(targets: Sequence[Mapping[str, Any]],
                predictions: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """F1a: F1 of the class True over all answers; a text that is no class counts as the wrong one."""
@@ -152,9 +207,10 @@ def record_em_f1(targets: Sequence[Mapping[str, Any]],
     first.setdefault(target['group'], (target['value'], prediction['value']))
   if not first or not all(answers for answers, _ in first.values()):
     raise ValueError("answers are hidden in this split; evaluate on 'validation'")
-  pairs = [([_normalise(a) for a in answers], _normalise(text)) for answers, text in first.values()]
+  normalise = text_metrics.squad_normalise
+  pairs = [([normalise(a) for a in answers], normalise(text)) for answers, text in first.values()]
   return {'em': 100 * float(np.mean([text in answers for answers, text in pairs])),
-          'f1': 100 * float(np.mean([max(_token_f1(a, text) for a in answers)
+          'f1': 100 * float(np.mean([max(text_metrics.token_f1(a, text) for a in answers)
                                      for answers, text in pairs]))}
 
 
@@ -169,18 +225,6 @@ def _check(targets: Sequence[int], predictions: Sequence[Any]) -> None:
 def _f1(gold: np.ndarray, predicted: np.ndarray) -> float:
   both, either = np.sum(gold & predicted), np.sum(gold) + np.sum(predicted)
   return float(2 * both / either) if either else 0.0
-
-
-def _normalise(text: str) -> str:
-  """SQuAD's: lower case, no punctuation, no articles, single spaces."""
-  text = ''.join(c for c in text.lower() if c not in string.punctuation)
-  return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
-
-
-def _token_f1(answer: str, text: str) -> float:
-  gold, predicted = answer.split(), text.split()
-  same = sum((collections.Counter(gold) & collections.Counter(predicted)).values())
-  return 2 * same / (len(gold) + len(predicted)) if same else 0.0
 
 
 def _without_determiners(text: str) -> str:

@@ -1,8 +1,8 @@
 """Super-NI's metrics, in percent: ROUGE and exact match, best over an instance's references.
 
-As in the benchmark's evaluation script: F-measure of `rouge-score` with its stemmer, the mean over
-instances, and exact match after lower-casing and removing punctuation and extra spaces (articles
-stay).
+As in the benchmark's evaluation script: F-measure of `rouge-score` with its stemmer, the mean over instances, and exact match
+after lower-casing and removing punctuation and extra spaces (articles stay). `rouge-score` keeps letters a to z and digits
+only, so that texts in other scripts score 0: the English split has none.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 _ROUGE = ('rouge1', 'rougeL', 'rougeLsum')
+_BY_CATEGORY = ('exact_match', 'rougeL')
 
 
 def references(text: str, example: Mapping[str, Any] | None = None,
@@ -83,6 +84,26 @@ def benchmark_scores(metrics_by_task: Mapping[str, Mapping[str, float]],
                                          weights=[num_instances[task] if num_instances else 1
                                                   for task in tasks]))
           for group, tasks in groups.items() for name in names}
+
+
+def official_scores(metrics_by_task: Mapping[str, Mapping[str, float]], num_instances: Mapping[str, int],
+                    categories: Mapping[str, str]) -> dict[str, float]:
+  """The report of the benchmark's evaluation script: all metrics over all instances, two of them for each category.
+
+  Args:
+    metrics_by_task: task name -> metric name -> value.
+    num_instances: instances that each task was evaluated on.
+    categories: task name -> category, e.g. `Textual Entailment`.
+
+  Returns:
+    `<metric>`, and `exact_match/<category>` and `rougeL/<category>` for each category, written `textual_entailment`.
+
+  Raises:
+    ValueError: as `benchmark_scores`.
+  """
+  written = {task: '_'.join(category.lower().split()) for task, category in categories.items()}
+  scores = benchmark_scores(metrics_by_task, num_instances, written)
+  return {name: value for name, value in scores.items() if '/' not in name or name.split('/')[0] in _BY_CATEGORY}
 
 
 @functools.cache

@@ -1,8 +1,7 @@
-"""Tk-Instruct's prompt: a definition, worked examples as far as they fit, and the input to
-complete.
+"""Tk-Instruct's prompt: a definition, worked examples as far as they fit, and the input to complete (arXiv 2204.07705).
 
-Which examples fit depends on the vocabulary and the input length of the run, so the pieces are
-written here as text and joined inside the dataset, where both are known.
+Which examples fit depends on the vocabulary and the input length of the run, so the pieces are written here as text and joined
+inside the dataset, where both are known.
 """
 
 from __future__ import annotations
@@ -71,12 +70,10 @@ def prompt_pieces(task: str, definition: str, positive: Sequence[Mapping[str, st
     options: what to write.
 
   Returns:
-    `head`: everything before the examples; `positive` and `negative`: `num_positive` and
-    `num_negative` example texts, empty beyond those that exist; `tail`: everything after them.
+    `name` and `head`: what comes before the examples; `positive` and `negative`: `num_positive` and `num_negative` example
+    texts, empty beyond those that exist; `tail`: everything after them.
   """
-  head = f'{task}. ' if options.task_name else ''
-  if options.definition:
-    head += _stopped(f'Definition: {definition.strip()}') + '\n\n'
+  head = _stopped(f'Definition: {definition.strip()}') + '\n\n' if options.definition else ''
 
   def texts(kind: str, examples: Sequence[Mapping[str, str]], number: int) -> list[str]:
     written = [_example(kind, i, example, options.explanation)
@@ -84,7 +81,8 @@ def prompt_pieces(task: str, definition: str, positive: Sequence[Mapping[str, st
     return written + [''] * (number - len(written))
 
   tail = _stopped(f'Now complete the following example -\nInput: {source.strip()}')
-  return {'head': head,
+  return {'name': f'{task}. ' if options.task_name else '',
+          'head': head,
           'positive': texts('Positive', positive, options.num_positive),
           'negative': texts('Negative', negative, options.num_negative),
           'tail': f'{tail}\nOutput: '}
@@ -94,9 +92,9 @@ def join_pieces(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | N
                 output_features: Mapping[str, seqio.Feature] | None = None) -> tf.data.Dataset:
   """Preprocessor: joins the pieces to `inputs`, with as many examples as fit.
 
-  Positive examples are added one by one until one does not fit, then negative ones likewise. An
-  example fits where the whole prompt with it, in tokens of the run's vocabulary and with the end of
-  sequence, is within the limit.
+  Positive examples are added one by one until one does not fit, then negative ones likewise. As in Tk-Instruct, an example fits
+  where the text with it, in tokens of the run's vocabulary and with the end of sequence, is within the limit; that text has no
+  task name, and a space between two examples of a kind that are in it already. Vocabularies that merge spaces do not see it.
   """
   options = prompt_options()
   limit = _limit(options.max_source_length, sequence_length, 'inputs')
@@ -104,15 +102,18 @@ def join_pieces(dataset: tf.data.Dataset, sequence_length: Mapping[str, int] | N
 
   def join(example):
     example = dict(example)
-    prompt, tail = example.pop('head'), example.pop('tail')
+    name, head, tail = (example.pop(piece) for piece in ('name', 'head', 'tail'))
+    prompt = measured = head
     for kind, number in (('positive', options.num_positive), ('negative', options.num_negative)):
       texts = example.pop(kind)
-      fits = tf.constant(True)
+      fits, space = tf.constant(True), ''
       for i in range(number):
-        longer = prompt + texts[i]
-        fits = fits & (tf.size(vocabulary.encode_tf(longer + tail)) + 1 <= limit)
-        prompt = tf.where(fits, longer, prompt)
-    return {**example, 'inputs': prompt + tail}
+        with_it = measured + texts[i] + tail
+        fits = fits & (texts[i] != '') & (tf.size(vocabulary.encode_tf(with_it)) + 1 <= limit)
+        measured = tf.where(fits, measured + space + texts[i], measured)
+        prompt = tf.where(fits, prompt + texts[i], prompt)
+        space = ' '
+    return {**example, 'inputs': name + prompt + tail}
 
   return dataset.map(join, num_parallel_calls=tf.data.AUTOTUNE)
 

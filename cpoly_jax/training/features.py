@@ -18,7 +18,7 @@ from cpoly_jax.task_index import TaskIndex
 
 TASK_ID = 'task_id'
 # G, unless TASK_FEATURE_LENGTHS has a length for `task_id`.
-PACKED_EXAMPLES = 16
+PACKED_EXAMPLES = 8
 
 
 class TaskFeatureConverter(seqio.EncDecFeatureConverter):

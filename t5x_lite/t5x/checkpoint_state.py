@@ -344,8 +344,9 @@ def _base_reference(checkpoint, frozen: Mapping[str, Any], restored, is_resuming
   return BaseReference(paths[0], digest({name: restored[name] for name in first}), sources)
 
 
-def make_metadata(reference: BaseReference | None, train_state, model: Any = None) -> dict[str, Any]:
-  """Returns the JSON `metadata` item that is saved beside a train state."""
+def make_metadata(reference: BaseReference | None, train_state, model: Any = None,
+                  data_place: Mapping[str, int] | None = None) -> dict[str, Any]:
+  """Returns the JSON `metadata` item that is saved beside a train state; `data_place` is where the next batch begins."""
   trainable = trainable_names(train_state)
   flat = flatten(train_state.state_dict())
   dtypes = {
@@ -361,6 +362,7 @@ def make_metadata(reference: BaseReference | None, train_state, model: Any = Non
       'renamed': {name: source for name, source in sorted(sources.items()) if name != source},
       'frozen_dtype': dtypes.pop() if len(dtypes) == 1 else None,
       'model': model.checkpoint_metadata() if hasattr(model, 'checkpoint_metadata') else None,
+      'data_place': data_place,
   }
 
 
@@ -370,6 +372,7 @@ class CheckpointRestorer:
   Attributes:
     directory: the folder of the `checkpoint_<step>` folders, '' if nothing is saved.
     model: asked for `checkpoint_metadata()` and `check_checkpoint_metadata(dict)`, if it has them.
+    data_place: fn(step) -> where the batch after a step begins in the training data, for JSON, or None.
     base_reference: origin of the frozen parameters of the last restored state; set by `restore`.
     strict, base_path, fallback_base_path: see `restore_train_state`.
     restore_dataset: whether `restore` sets the state of the dataset iterator too.
@@ -378,6 +381,7 @@ class CheckpointRestorer:
   def __init__(self, directory, train_state, partitioner, dataset_iterator=None, restore_dtype=None):
     self.directory = os.fspath(directory or '')
     self.model: Any = None
+    self.data_place: Callable[[int], Mapping[str, int] | None] = lambda step: None
     self.base_reference: BaseReference | None = None
     self.strict, self.base_path, self.fallback_base_path = False, None, None
     self.restore_dataset = False

@@ -1,22 +1,31 @@
-"""From a `DatasetConfig` to batches: SeqIO does the work, this file fixes order, shards and plain errors.
+"""From a `DatasetConfig` to batches: SeqIO converts the examples, this file chooses how they are read and tells plain errors.
 
-The order of examples depends on the seed alone, so that a resumed run can skip what it has seen and go on
-exactly. Whatever a feature converter emits (task ids, say) passes through: no feature is named here.
+Examples that fit into memory are *indexed*: converted once, then looked up in an order that is a function of the seed, so that
+a run starts and resumes anywhere (`indexed`). All others are *streamed* through SeqIO's own pipeline. Whatever a feature
+converter emits (task ids, say) passes through: no feature is named here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import importlib
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import logging
+import gin
 import numpy as np
 
+from t5x import example_order
+from t5x import example_store
+from t5x import indexed
 from t5x import multihost
+from t5x import packing
+from t5x import task_pipelines
 
 if TYPE_CHECKING:
   import seqio
@@ -38,7 +47,8 @@ class DatasetConfig:
     shuffle: whether to shuffle.
     seed: of shuffling and of random preprocessing; None: the run's seed.
     use_cached: read SeqIO's offline cache.
-    pack: several examples in a row.
+    pack: several examples in a row; `task_feature_lengths` of a feature that is neither of the encoder nor of the decoder is
+      then the number of examples that a row has room for.
     use_custom_packing_ops: SeqIO's faster packing, where its op is installed.
     module: imported first, to register the task.
     use_memory_cache: keep evaluation batches in memory.
@@ -124,13 +134,14 @@ def tasks_with_split(cfg: DatasetConfig, warn: bool = True) -> list[seqio.Task]:
   """
   import seqio
   tasks = seqio.get_subtasks(get_mixture_or_task(cfg))
-  found = [t for t in tasks if _has_split(t, cfg.split)]
-  missing = [t.name for t in tasks if t not in found]
+  found, missing = [], []
+  for task in tasks:
+    (found if _has_split(task, cfg.split) else missing).append(task)
   if not found:
     raise ValueError(f"No task of '{name_of(cfg)}' has a split '{cfg.split}': {tasks[0].name} has "
                      f"{', '.join(sorted(tasks[0].splits)) or 'none'}.")
   if missing and warn:
-    logging.warning("No split '%s', skipped: %s", cfg.split, ', '.join(missing))
+    logging.warning("No split '%s', skipped: %s", cfg.split, ', '.join(task.name for task in missing))
   for task in found:
     if '[' not in cfg.split and _num_examples(task, cfg.split) == 0:
       raise ValueError(f"Task '{task.name}' has no examples in its split '{cfg.split}': check its data files.")
@@ -182,9 +193,86 @@ def _finish(ds: tf.data.Dataset) -> tf.data.Dataset:
   return ds.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
+@gin.configurable(module='t5x.datasets')
+def in_memory_limit(examples: int = 3_000_000) -> int:
+  """Returns how many examples a data set may have to be indexed in memory; 0: all are streamed by SeqIO's pipeline."""
+  return examples
+
+
+class _NotIndexed(Exception):
+  """Says why a data set is streamed."""
+
+
+def _source_examples(task: seqio.Task, cfg: DatasetConfig) -> int | None:
+  """Number of examples that a task reads, None where it does not know.
+
+  Raises:
+    ValueError: its cache is to be read, and there is none.
+  """
+  import seqio
+  if cfg.use_cached and task.supports_caching:
+    if not task.cache_dir:
+      folders = ', '.join(map(str, seqio.get_global_cache_dirs())) or 'none is given'
+      raise ValueError(f"Task '{task.name}' is in none of the cache folders ({folders}): write it there with "
+                       'seqio_cache_tasks, name its folder with --seqio_additional_cache_dirs, or set USE_CACHED_TASKS=False.')
+    return task.get_cached_stats(cfg.split)['examples']
+  return _num_examples(task, cfg.split)
+
+
+def _open_store(cfg: DatasetConfig, mixture_or_task: Any, feature_converter_cls: type, seed: int,
+                epochs_differ: bool) -> tuple[list[seqio.Task], example_store.ExampleStore]:
+  """Returns the tasks of `cfg` and the store of their examples.
+
+  Raises:
+    _NotIndexed: they must be streamed; `epochs_differ` where random preprocessors are to be run in each epoch.
+    ValueError: as `get_dataset`.
+  """
+  import seqio
+  limit = in_memory_limit()
+  if not limit:
+    raise _NotIndexed('datasets.in_memory_limit.examples is 0')
+  if cfg.pack and cfg.use_custom_packing_ops:
+    raise _NotIndexed('use_custom_packing_ops is set')
+  default = inspect.signature(seqio.Mixture.__init__).parameters['sample_fn'].default
+  if getattr(mixture_or_task, '_sample_fn', default) is not default:
+    raise _NotIndexed('the mixture has a sample_fn of its own')
+  tasks = tasks_with_split(cfg, warn=False)
+  numbers = [_source_examples(task, cfg) for task in tasks]
+  unknown = [task.name for task, number in zip(tasks, numbers) if number is None]
+  if unknown:
+    raise _NotIndexed(f'{unknown[0]} does not know how many examples it has')
+  if sum(numbers) > limit:
+    raise _NotIndexed(f'{sum(numbers)} examples are more than datasets.in_memory_limit.examples = {limit}')
+  conversion = task_pipelines.Conversion(
+      cfg.split, cfg.task_feature_lengths, feature_converter_cls(pack=False), seed, cfg.use_cached, cfg.trim_output_features)
+  large = [number > example_order.LARGE for number in numbers]
+  pipelines = task_pipelines.open_pipelines(tasks, large, conversion)
+  for pipeline in pipelines:
+    if pipeline.is_random and epochs_differ:
+      raise _NotIndexed(f'{tasks[pipeline.tasks[0]].name} preprocesses at random, anew in each epoch')
+    if pipeline.size is None and max(numbers[task] for task in pipeline.tasks) > example_store.READ_WHOLE:
+      raise _NotIndexed(f'{tasks[pipeline.tasks[0]].name} is large and makes an unknown number of examples')
+  return tasks, example_store.ExampleStore([task.name for task in tasks], pipelines)
+
+
+def _stream(cfg: DatasetConfig, store: example_store.ExampleStore, rates: Sequence[float], seed: int,
+            one_pass: bool = False) -> indexed.PaddedStream | packing.PackedStream:
+  """Returns the rows of the examples of a store, drawn with the rates [T] of its tasks."""
+  order = functools.cache(lambda: example_order.ExampleOrder(store.sizes, rates, seed, cfg.shuffle))
+  if not cfg.pack:
+    return indexed.PaddedStream(store, order)
+  layout = packing.RowLayout.of(store.spec, cfg.task_feature_lengths)
+  return packing.PackedStream(store, order, layout, seed, cfg.shuffle, one_pass=one_pass)
+
+
+def _rates(mixture_or_task: seqio.Task | seqio.Mixture, tasks: Sequence[seqio.Task]) -> list[float]:
+  """Returns the rate of each of its tasks."""
+  return [mixture_or_task.get_rate(task) if hasattr(mixture_or_task, 'get_rate') else 1.0 for task in tasks]
+
+
 def get_dataset(cfg: DatasetConfig, shard_id: int, num_shards: int, feature_converter_cls: type,
-                num_epochs: int | None = None, continue_from_last_checkpoint: bool = False,
-                skip_batches: int = 0) -> tf.data.Dataset:
+                num_epochs: int | None = None,
+                continue_from_last_checkpoint: bool = False) -> indexed.IndexedDataset | tf.data.Dataset:
   """Builds the batched training data of one shard.
 
   Args:
@@ -192,29 +280,37 @@ def get_dataset(cfg: DatasetConfig, shard_id: int, num_shards: int, feature_conv
     shard_id: this shard, from 0.
     num_shards: number of shards; the global batch is split over them.
     feature_converter_cls: class of the SeqIO feature converter.
-    num_epochs: passes over the data; None: forever.
-    continue_from_last_checkpoint: must be False, SeqIO's pipelines start at an example, not at a file.
-    skip_batches: batches to leave out at the start, those that an earlier part of the run has used.
+    num_epochs: passes over the data, which are then streamed; None: forever.
+    continue_from_last_checkpoint: must be False, a run finds its place itself.
 
   Returns:
-    Dataset of {feature: [B / num_shards, ...]}.
+    Data set of {feature: [B / num_shards, ...]}.
 
   Raises:
     ValueError: on an unknown task, an absent split, a batch size that does not divide.
   """
-  import seqio
   if continue_from_last_checkpoint:
-    raise ValueError('continue_from_last_checkpoint is not offered by get_dataset: a resumed run skips the batches '
-                     'that it has used by itself.')
+    raise ValueError('continue_from_last_checkpoint is not offered by get_dataset: a resumed run finds its place in the data '
+                     'by itself.')
   batch_size = _shard_batch_size(cfg, num_shards)
   check_feature_lengths(cfg)
   mixture_or_task = get_mixture_or_task(cfg)
   seed = cfg.seed
   if seed is None:
     seed = multihost.broadcast_int(int(time.time()) % 2**31)
-  ds = _open(cfg, mixture_or_task, feature_converter_cls, seed, num_epochs=num_epochs, batch_size=batch_size,
-             shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards))
-  return _finish(ds.skip(skip_batches) if skip_batches else ds)
+  try:
+    if num_epochs is not None:
+      raise _NotIndexed(f'num_epochs is {num_epochs}')
+    tasks, store = _open_store(cfg, mixture_or_task, feature_converter_cls, seed, epochs_differ=True)
+  except _NotIndexed as reason:
+    import seqio
+    logging.info("'%s' (%s) is streamed: %s.", name_of(cfg), cfg.split, reason)
+    return _finish(_open(cfg, mixture_or_task, feature_converter_cls, seed, num_epochs=num_epochs, batch_size=batch_size,
+                         shard_info=seqio.ShardInfo(index=shard_id, num_shards=num_shards)))
+  logging.info("'%s' (%s) is indexed in memory: %d tasks.", name_of(cfg), cfg.split, len(tasks))
+  stream = _stream(cfg, store, _rates(mixture_or_task, tasks), seed)
+  store.start()
+  return indexed.IndexedDataset(stream, cfg.batch_size, shard_id, num_shards)
 
 
 def _open(cfg: DatasetConfig, source: Any, feature_converter_cls: type, seed: int, **kwargs) -> tf.data.Dataset:
@@ -229,7 +325,8 @@ def _open(cfg: DatasetConfig, source: Any, feature_converter_cls: type, seed: in
 
 def get_training_eval_datasets(cfg: DatasetConfig, shard_id: int, num_shards: int, eval_steps: int,
                                feature_converter_cls: type, deterministic: bool = False,
-                               model_dir: str | None = None, start_step: int = 0) -> dict[str, tf.data.Dataset]:
+                               model_dir: str | None = None,
+                               start_step: int = 0) -> dict[str, indexed.IndexedDataset | tf.data.Dataset]:
   """Builds, per task, the batches on which the training loss is measured during training.
 
   Args:
@@ -250,20 +347,33 @@ def get_training_eval_datasets(cfg: DatasetConfig, shard_id: int, num_shards: in
   """
   del deterministic, model_dir, start_step
   import seqio
-  batch_size = _shard_batch_size(cfg, num_shards)
+  _shard_batch_size(cfg, num_shards)
   check_feature_lengths(cfg)
   mixture_or_task = get_mixture_or_task(cfg)
   sources = list(tasks_with_split(cfg))
   if isinstance(mixture_or_task, seqio.Mixture):
     sources.append(mixture_or_task)
   seed = _DEFAULT_SEED if cfg.seed is None else cfg.seed
-  datasets = {}
-  for source in sources:
-    ds = _open(cfg, source, feature_converter_cls, seed, num_epochs=1)
-    # Repeated before it is sharded: a split smaller than the number of shards leaves no shard empty.
-    ds = ds.repeat().shard(num_shards, shard_id).batch(batch_size, drop_remainder=True).take(eval_steps)
-    datasets[source.name] = _finish(ds.cache() if cfg.use_memory_cache else ds)
-  return datasets
+  try:
+    tasks, store = _open_store(cfg, mixture_or_task, feature_converter_cls, seed, epochs_differ=False)
+  except _NotIndexed as reason:
+    logging.info("'%s' (%s) is streamed: %s.", name_of(cfg), cfg.split, reason)
+    return {source.name: _streamed_eval(cfg, source, feature_converter_cls, seed, shard_id, num_shards, eval_steps)
+            for source in sources}
+  rates = {task.name: [float(other is task) for other in tasks] for task in tasks}
+  if isinstance(mixture_or_task, seqio.Mixture):
+    rates[mixture_or_task.name] = _rates(mixture_or_task, tasks)
+  return {name: indexed.IndexedDataset(_stream(cfg, store, of_task, seed, one_pass=True), cfg.batch_size, shard_id,
+                                       num_shards).take(eval_steps) for name, of_task in rates.items()}
+
+
+def _streamed_eval(cfg: DatasetConfig, source: Any, feature_converter_cls: type, seed: int, shard_id: int, num_shards: int,
+                   eval_steps: int) -> tf.data.Dataset:
+  """Returns `eval_steps` batches of a task or mixture, through SeqIO's pipeline."""
+  ds = _open(cfg, source, feature_converter_cls, seed, num_epochs=1)
+  # Repeated before it is sharded: a split smaller than the number of shards leaves no shard empty.
+  ds = ds.repeat().shard(num_shards, shard_id).batch(_shard_batch_size(cfg, num_shards), drop_remainder=True).take(eval_steps)
+  return _finish(ds.cache() if cfg.use_memory_cache else ds)
 
 
 def get_vocabulary(cfg: DatasetConfig) -> tuple[seqio.Vocabulary, seqio.Vocabulary]:
@@ -310,7 +420,8 @@ def get_zeros_batch_like_spec(batch_spec: Mapping[str, Any]) -> dict[str, np.nda
   return {k: np.zeros(v.shape, v.dtype) for k, v in batch_spec.items()}
 
 
-def get_zeros_batch_like_dataset(dataset: tf.data.Dataset, batch_size: int | None = None) -> dict[str, np.ndarray]:
+def get_zeros_batch_like_dataset(dataset: indexed.IndexedDataset | tf.data.Dataset,
+                                 batch_size: int | None = None) -> dict[str, np.ndarray]:
   """Returns a batch of zeros like those of `dataset`, with another batch size where one is given."""
   def zeros(spec):
     shape = tuple(spec.shape)

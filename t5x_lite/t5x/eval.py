@@ -205,7 +205,7 @@ def evaluate(*, model: Any, dataset_cfg: utils.DatasetConfig, restore_checkpoint
     if training_evaluator_cls is not None:
       _training_metrics(training_evaluator_cls, dataset_cfg, model, train_state, initializer.train_state_axes,
                         partitioner, output_dir, train_eval_get_dataset_fn, eval_steps)
-    results = {k: report.scalars(v) for k, v in (future.result() or {}).items()}
+    results = {k: report.shown(v) for k, v in (future.result() or {}).items()}
     done.append(os.fspath(path))
     manager.close()
     if jax.process_index() == 0:
@@ -215,7 +215,7 @@ def evaluate(*, model: Any, dataset_cfg: utils.DatasetConfig, restore_checkpoint
   evaluator.close()
   if jax.process_index() == 0 and paths:
     print(report.write_results(output_dir, step, results, {
-        'checkpoint': os.fspath(paths[-1]), 'wall_seconds': round(time.monotonic() - start, 1)}), flush=True)
+        'checkpoint': os.fspath(paths[-1]), 'wall_seconds': round(time.monotonic() - start, 1)}, mixture=name), flush=True)
   elif not paths:
     print(f'Every checkpoint was evaluated before ({done_file}).', flush=True)
 

@@ -163,7 +163,7 @@ class OrbaxCheckpointManagerInterface(checkpoint_state.CheckpointRestorer):
             checkpoint_state.unflatten(flat), save_args=checkpoint_state.unflatten(casts)
         ),
         checkpoint_reader.METADATA_ITEM: ocp.args.JsonSave(
-            checkpoint_state.make_metadata(self.base_reference, train_state, self.model)
+            checkpoint_state.make_metadata(self.base_reference, train_state, self.model, self.data_place(step))
         ),
     }
     if self._dataset_iterator is not None:

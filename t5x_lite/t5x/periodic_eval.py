@@ -117,7 +117,7 @@ class PeriodicEvaluation:
   def _take(self, step: int, future: Any) -> None:
     """Keeps and shows the metrics of a finished evaluation."""
     for task, metrics in sorted((future.result() or {}).items()):
-      self.results[task] = report.scalars(metrics)
+      self.results[task] = report.shown(metrics)
       self._show(report.result_line(step, task, self.results[task]))
 
   def is_missing(self, model_dir: str, step: int) -> bool:

@@ -17,6 +17,8 @@ from t5x import files
 _METRICS_SUFFIX = '-metrics.jsonl'
 # Metrics of this prefix are what a trivial answer would score, e.g. copying the input: shown, not counted.
 _BASELINE = 'baseline_'
+_MAX_TEXT = 60
+Metrics = dict[str, float | str]
 
 
 def scalar(value: Any) -> float | None:
@@ -33,11 +35,17 @@ def scalars(metrics: Mapping[str, Any]) -> dict[str, float]:
   return {k: scalar(v) for k, v in metrics.items() if scalar(v) is not None}
 
 
-def read_metrics(inference_dir: str, *, first: bool = False) -> dict[str, tuple[int, dict[str, float]]]:
+def shown(metrics: Mapping[str, Any]) -> Metrics:
+  """Returns what a table shows of a task's metrics: numbers, and one-line texts, such as the category of a task."""
+  texts = {k: getattr(v, 'textdata', v) for k, v in metrics.items() if scalar(v) is None}
+  return scalars(metrics) | {k: v for k, v in texts.items() if isinstance(v, str) and len(v) <= _MAX_TEXT and v.isprintable()}
+
+
+def read_metrics(inference_dir: str, *, first: bool = False) -> dict[str, tuple[int, Metrics]]:
   """Reads the last (or the first) line of every `<task>-metrics.jsonl`.
 
   Returns:
-    {task: (step, {metric: value})}.
+    {task: (step, {metric: value})}, as of `shown`.
   """
   found = {}
   for path in sorted(epath.Path(inference_dir).glob('*' + _METRICS_SUFFIX)):
@@ -45,14 +53,14 @@ def read_metrics(inference_dir: str, *, first: bool = False) -> dict[str, tuple[
     if lines:
       line = json.loads(lines[0 if first else -1])
       step = line.pop('step', -1)
-      found[path.name[:-len(_METRICS_SUFFIX)]] = (step, scalars(line))
+      found[path.name[:-len(_METRICS_SUFFIX)]] = (step, shown(line))
   return found
 
 
-def task_score(metrics: Mapping[str, float]) -> float | None:
-  """Returns the mean of a task's metrics, None where it has none; `baseline_...` are references, not scores."""
-  values = [value for name, value in metrics.items() if not name.startswith(_BASELINE)]
-  return sum(values) / len(values) if values else None
+def task_score(metrics: Mapping[str, float | str]) -> float | None:
+  """Returns the mean of a task's numbers, None where it has none; `baseline_...` are references, not scores."""
+  scores = [value for name, value in metrics.items() if not name.startswith(_BASELINE) and not isinstance(value, str)]
+  return sum(scores) / len(scores) if scores else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -60,14 +68,26 @@ def _mean(values: Iterable[float | None]) -> float | None:
   return sum(known) / len(known) if known else None
 
 
-def table(metrics: Mapping[str, Mapping[str, float]], first: Mapping[str, tuple[int, Mapping[str, float]]] | None = None
-          ) -> list[list[str]]:
-  """Returns rows of cells: a head, a row per task, and the means where there are several tasks.
+def _cells(metrics: Mapping[str, float | str]) -> str:
+  return '  '.join(f'{k} {v}' if isinstance(v, str) else f'{k} {v:.4g}' for k, v in sorted(metrics.items()))
+
+
+def _apart(metrics: Mapping[str, Any], mixture: str | None) -> tuple[dict[str, Any], Mapping[str, Any]]:
+  """Returns what is known of the tasks, and of the mixture: the entry of its name, if it is not the only task's."""
+  tasks = dict(metrics)
+  return tasks, tasks.pop(mixture) if mixture in tasks and len(tasks) > 1 else {}
+
+
+def table(metrics: Mapping[str, Mapping[str, float]], first: Mapping[str, tuple[int, Mapping[str, float]]] | None = None,
+          mixture: str | None = None) -> list[list[str]]:
+  """Returns rows of cells: a head, a row per task, the means where there are several tasks, and the mixture's own numbers.
 
   Args:
     metrics: {task: {metric: value}}.
     first: (step, metrics) of the earliest evaluation of each task, for a column beside the last one; None: none.
+    mixture: the evaluated mixture: what `metrics` has under its name is about all tasks together, e.g. a benchmark's score.
   """
+  metrics, summary = _apart(metrics, mixture)
   show = lambda value: '-' if value is None else f'{value:.4g}'
   first = first or {}
   start = f'score at step {min(step for step, _ in first.values())}' if first else ''
@@ -75,12 +95,14 @@ def table(metrics: Mapping[str, Mapping[str, float]], first: Mapping[str, tuple[
   scores = {task: task_score(values) for task, values in metrics.items()}
   early = {task: task_score(first[task][1]) for task in metrics if task in first}
   for task in sorted(metrics):
-    cells = '  '.join(f'{k} {v:.4g}' for k, v in sorted(metrics[task].items())) or '-'
+    cells = _cells(metrics[task]) or '-'
     rows.append([task, cells, *([show(early.get(task))] if first else []), show(scores[task])])
   if len(metrics) > 1:
     baselines = sorted({name for values in metrics.values() for name in values if name.startswith(_BASELINE)})
     cells = '  '.join(f'{name} {show(_mean(v.get(name) for v in metrics.values()))}' for name in baselines)
     rows.append(['mean', cells, *([show(_mean(early.values()))] if first else []), show(_mean(scores.values()))])
+  before = first[mixture][1] if summary and mixture in first else {}
+  rows += [[mixture, name, *([show(before.get(name))] if first else []), show(summary[name])] for name in sorted(summary)]
   return rows
 
 
@@ -97,7 +119,8 @@ def to_markdown(rows: list[list[str]]) -> str:
 
 
 def write_results(output_dir: str, step: int, metrics: Mapping[str, Mapping[str, float]],
-                  facts: Mapping[str, Any], first: Mapping[str, tuple[int, Mapping[str, float]]] | None = None) -> str:
+                  facts: Mapping[str, Any], first: Mapping[str, tuple[int, Mapping[str, float]]] | None = None,
+                  mixture: str | None = None) -> str:
   """Writes results.json and results.md.
 
   Args:
@@ -106,15 +129,18 @@ def write_results(output_dir: str, step: int, metrics: Mapping[str, Mapping[str,
     metrics: {task: {metric: value}}.
     facts: further facts, shown one a line: wall time, steps per second and the like.
     first: (step, metrics) of each task's earliest evaluation, where it is not the last one.
+    mixture: see `table`.
 
   Returns:
     The text to print.
   """
-  result = {'step': step, 'output_dir': output_dir, 'metrics': metrics,
-            'mean': _mean(map(task_score, metrics.values())), **facts}
+  tasks, summary = _apart(metrics, mixture)
+  result = {'step': step, 'output_dir': output_dir, 'metrics': tasks, 'mean': _mean(map(task_score, tasks.values())), **facts}
+  if summary:
+    result['summary'] = {mixture: summary}
   if first:
-    result['mean_at_first_evaluation'] = _mean(task_score(values) for _, values in first.values())
-  rows = table(metrics, first)
+    result['mean_at_first_evaluation'] = _mean(task_score(values) for _, values in _apart(first, mixture)[0].values())
+  rows = table(metrics, first, mixture)
   facts_lines = [f"{k.replace('_', ' ')}: {v:.4g}" if isinstance(v, float) else f"{k.replace('_', ' ')}: {v}"
                  for k, v in facts.items() if not isinstance(v, Mapping)]
   files.write_text(os.path.join(output_dir, 'results.json'), json.dumps(result, indent=2, sort_keys=True) + '\n')
@@ -130,4 +156,4 @@ def write_results(output_dir: str, step: int, metrics: Mapping[str, Mapping[str,
 
 def result_line(step: int, task: str, metrics: Mapping[str, float]) -> str:
   """Returns the line that is shown when an evaluation of one task is done."""
-  return f'step {step}  eval {task}: ' + ('  '.join(f'{k} {v:.4g}' for k, v in sorted(metrics.items())) or 'no numbers')
+  return f'step {step}  eval {task}: ' + (_cells(metrics) or 'no numbers')

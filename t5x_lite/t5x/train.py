@@ -102,6 +102,15 @@ def _first_step(model_dir: str, resumes: bool, start_step: int) -> int:
   return run_plan.read_run(model_dir).get('first_step', min(checkpoints.all_steps(model_dir), default=start_step))
 
 
+def _data_place(model_dir: str, step: int) -> Mapping[str, int] | None:
+  """Place in the training data that a checkpoint of this run holds, None where it holds none or cannot be read."""
+  from t5x import checkpoint_reader
+  with contextlib.suppress(checkpoint_reader.CheckpointReadError, FileNotFoundError):
+    checkpoint = checkpoint_reader.open_checkpoint(checkpoint_reader.get_checkpoint_dir(model_dir, step))
+    return (checkpoint.metadata or {}).get('data_place')
+  return None
+
+
 def _read_ahead(train_iter: batches.BatchIterator) -> concurrent.futures.Future:
   """Reads the first batch in a thread; the time it takes is the result."""
   def work():
@@ -181,15 +190,17 @@ def train(*, model: Any, train_dataset_cfg: utils.DatasetConfig, train_eval_data
   first_step = _first_step(model_dir, resumes, named_step or 0)
   make_plan(first_step=first_step, start_step=named_step or first_step)
 
-  # Data: the skipped batches are those that the earlier part of this run has used.
+  # Data: a resumed run goes on where its checkpoint was saved. Where no place was saved, it leaves out as many batches as it
+  # has made steps.
   layout = partitioner.get_data_layout(train_dataset_cfg.batch_size)
-  train_ds = get_dataset_fn(datasets.with_seed(train_dataset_cfg, seed), layout.shard_id, layout.num_shards,
-                            model.FEATURE_CONVERTER_CLS)
 
   def open_data(step):
-    skipped = step - first_step if resumes and not restore_cfg.restore_dataset else 0
+    train_ds = get_dataset_fn(datasets.with_seed(train_dataset_cfg, seed), layout.shard_id, layout.num_shards,
+                              model.FEATURE_CONVERTER_CLS)
+    goes_on = resumes and not restore_cfg.restore_dataset
     description = f"'{datasets.name_of(train_dataset_cfg)}' ({train_dataset_cfg.split})"
-    return batches.BatchIterator(train_ds.skip(skipped) if skipped else train_ds, description)
+    return batches.BatchIterator(train_ds, description, skip=step - first_step if goes_on else 0,
+                                 place=_data_place(model_dir, step) if goes_on else None)
 
   train_iter = open_data(named_step)
   saves_data = bool(checkpoint_cfg.save and checkpoint_cfg.save.save_dataset)
@@ -215,9 +226,11 @@ def train(*, model: Any, train_dataset_cfg: utils.DatasetConfig, train_eval_data
   first_step = first_step if resumes else start_step
   plan = make_plan(first_step=first_step, start_step=start_step)
   if resumes and start_step != named_step:
-    # The newest checkpoint was damaged and an older one was taken.
+    # The newest checkpoint was damaged and an older one was taken. (SeqIO's pipeline shuffles differently when it is read a
+    # second time, so a new one is built.)
     train_iter = open_data(start_step)
     first_batch = None if saves_data else _read_ahead(train_iter)
+  manager.data_place = lambda step: train_iter.place_after(step - start_step)
   if jax.process_index() == 0:
     run_plan.note_run(model_dir, first_step, seed)
     periodic_eval.drop_later_metrics(model_dir, start_step)
@@ -256,11 +269,13 @@ def train(*, model: Any, train_dataset_cfg: utils.DatasetConfig, train_eval_data
                                         data_layout=layout), gc_period)
     evaluation.finish()
     manager.wait_until_finished()
-    _report(model_dir, loop, plan, evaluation, time.monotonic() - clock)
+    mixture = infer_eval_dataset_cfg and datasets.name_of(infer_eval_dataset_cfg)
+    _report(model_dir, loop, plan, evaluation, time.monotonic() - clock, mixture)
     return loop.step, trainer.train_state
 
 
-def _report(model_dir: str, loop: TrainLoop, plan: run_plan.RunPlan, evaluation: Any, seconds: float) -> None:
+def _report(model_dir: str, loop: TrainLoop, plan: run_plan.RunPlan, evaluation: Any, seconds: float,
+            mixture: str | None) -> None:
   """Prints and writes the table of results."""
   if jax.process_index():
     return
@@ -273,7 +288,7 @@ def _report(model_dir: str, loop: TrainLoop, plan: run_plan.RunPlan, evaluation:
   if steps:
     facts['steps_per_second'] = round(steps / max(loop.train_seconds, 1e-6), 4)
   facts.update({f'train_{k}': v for k, v in loop.progress.last.items() if k.startswith('loss')})
-  print(report.write_results(model_dir, loop.step, results, facts, first), flush=True)
+  print(report.write_results(model_dir, loop.step, results, facts, first, mixture), flush=True)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,7 @@ class TrainStepTest(parameterized.TestCase):
   def _step(self, system, tasks=3):
     parts = train_step.configured(['gin_configs/models/t5_1_1/tiny.gin', f'gin_configs/systems/{system}.gin'],
                                   [f'NUM_TASKS = {tasks}', 'RANK = 2'])
-    return parts, train_step.compiled(system, parts, tasks, batch=2, inputs=8, targets=4)
+    return parts, train_step.compiled(system, parts, train_step.batch_of(2, 8, 4, tasks), tasks)
 
   @parameterized.parameters('shared', 'full')
   def test_steps_train_and_are_timed(self, system):

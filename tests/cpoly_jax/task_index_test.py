@@ -2,12 +2,15 @@
 
 import pathlib
 import tempfile
+from unittest import mock
 import zlib
 
 from absl.testing import absltest
+import seqio
 
 from cpoly_jax import task_index
 from cpoly_jax.task_index import TaskIndex
+import tasks  # noqa: F401  Registers them.
 
 
 class TaskIndexTest(absltest.TestCase):
@@ -56,6 +59,31 @@ class TaskIndexTest(absltest.TestCase):
     TaskIndex(('a', 'b')).check_covers(['b'])
     with self.assertRaisesRegex(ValueError, '1 of 2 tasks have no routing row: x'):
       TaskIndex(('a', 'b')).check_covers(['a', 'x'])
+
+  def test_routed_as_another(self):
+    with mock.patch.dict(task_index._routed_as):
+      task_index.route_as('probe', 'b')
+      task_index.route_as('probe', 'b')  # A module that registers twice.
+      task_index.route_as('probe_rank', 'probe')
+      self.assertEqual([task_index.routed_as(n) for n in ('a', 'b', 'probe', 'probe_rank')], ['a', 'b', 'b', 'b'])
+      self.assertEqual(task_index.task_key('probe'), zlib.crc32(b'probe') & 0x7fffffff)
+      TaskIndex(('a', 'b')).check_covers(['a', 'probe', 'probe_rank'])
+      with self.assertRaisesRegex(ValueError, '1 of 2 tasks have no routing row: probe'):
+        TaskIndex(('a', 'c')).check_covers(['a', 'probe'])
+      with self.assertRaisesRegex(ValueError, "'probe' is routed as 'b' already, not as 'c'"):
+        task_index.route_as('probe', 'c')
+      for name, other in (('b', 'probe_rank'), ('x', 'x')):
+        with self.assertRaisesRegex(ValueError, f"'{name}' cannot be routed as '{other}'"):
+          task_index.route_as(name, other)
+
+  def test_from_mixture_holds_a_routed_task_once(self):
+    first, second = sorted(task.name for task in seqio.get_subtasks(seqio.get_mixture_or_task('latent_skills')))[:2]
+    with mock.patch.dict(task_index._routed_as):
+      task_index.route_as(second, first)
+      index = task_index.from_mixture('latent_skills')
+    self.assertLen(index, 15)
+    self.assertIn(first, index.names)
+    self.assertNotIn(second, index.names)
 
   def test_from_mixture(self):
     index = task_index.from_mixture('latent_skills', 'tasks')

@@ -21,7 +21,7 @@ STEPS = 12
 
 def _command(model_dir, *flags):
   few = (f'--gin.TRAIN_STEPS={STEPS}', '--gin.EVALUATE_FIRST=False', '--gin.BATCH_SIZE=16',
-         '--gin.SKILLS_LEARNING_RATE=1e-2', '--gin.STATS_PERIOD=4',
+         '--gin.SKILLS_LEARNING_RATE=5e-3', '--gin.STATS_PERIOD=4',
          '--gin.CHECKPOINT_PERIOD=4', '--gin.EVAL_PERIOD=12', '--gin.train.infer_eval_dataset_cfg=None',
          '--gin.train.train_eval_dataset_cfg=None')
   return [sys.executable, '-m', 't5x.train', '--gin_file=gin_configs/cpoly_tiny.gin', f"--gin.MODEL_DIR='{model_dir}'",

@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import tempfile
+import types
 
 from absl.testing import absltest
 from clu import metrics as clu_metrics
@@ -108,16 +109,37 @@ class ReportTest(absltest.TestCase):
     self.assertEqual(rows[1], ['a', 'baseline_copy 0.25  em 0.75', '0', '0.75'])
     self.assertEqual(rows[3], ['mean', 'baseline_copy 0.125', '0.25', '0.625'])
 
+  def test_a_mixtures_own_numbers_stand_below_the_tasks_and_count_in_no_mean(self):
+    metrics = {'a': {'em': 40.0}, 'b': {'em': 60.0}, 'ab': {'score': 99.0, 'hard': 7.0}}
+    rows = report.table(metrics, {'a': (0, {'em': 10.0}), 'ab': (0, {'score': 1.0})}, 'ab')
+    self.assertEqual([row[0] for row in rows], ['task', 'a', 'b', 'mean', 'ab', 'ab'])
+    self.assertEqual(rows[3:], [['mean', '', '10', '50'], ['ab', 'hard', '-', '7'], ['ab', 'score', '1', '99']])
+    # The name of a single task is its own.
+    self.assertEqual(report.table({'a': {'em': 4.0}}, None, 'a')[1:], [['a', 'em 4', '4']])
+    folder = tempfile.mkdtemp()
+    report.write_results(folder, 7, metrics, {}, mixture='ab')
+    result = json.loads(pathlib.Path(folder, 'results.json').read_text())
+    self.assertEqual((result['mean'], result['summary']), (50.0, {'ab': {'score': 99.0, 'hard': 7.0}}))
+    self.assertEqual(sorted(result['metrics']), ['a', 'b'])
+
   def test_last_line_of_each_task_counts(self):
     folder = tempfile.mkdtemp()
     lines = '{"step": 3, "em": 1.0}\n{"step": 6, "em": 2.0, "note": "x"}\n'
     pathlib.Path(folder, 'rev-metrics.jsonl').write_text(lines)
-    self.assertEqual(report.read_metrics(folder), {'rev': (6, {'em': 2.0})})
+    self.assertEqual(report.read_metrics(folder), {'rev': (6, {'em': 2.0, 'note': 'x'})})
     self.assertEqual(report.read_metrics(folder, first=True), {'rev': (3, {'em': 1.0})})
     self.assertEqual(report.read_metrics(folder + '/absent'), {})
 
   def test_text_and_histograms_are_no_numbers(self):
     self.assertEqual(report.scalars({'a': 1, 'b': 'text', 'c': [1, 2]}), {'a': 1.0})
+
+  def test_a_short_text_is_shown_and_counts_in_no_mean(self):
+    text = types.SimpleNamespace(textdata='hard')
+    metrics = report.shown({'em': 4.0, 'kind': text, 'sample': 'two\nlines', 'long': 'x' * 61, 'curve': [1, 2]})
+    self.assertEqual(metrics, {'em': 4.0, 'kind': 'hard'})
+    rows = report.table({'a': metrics}, {'a': (0, {'em': 2.0, 'kind': 'hard'})})
+    self.assertEqual(rows[1], ['a', 'em 4  kind hard', '2', '4'])
+    self.assertEqual(report.result_line(3, 'a', metrics), 'step 3  eval a: em 4  kind hard')
 
 
 if __name__ == '__main__':

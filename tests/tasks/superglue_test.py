@@ -1,9 +1,10 @@
-"""Tests of SuperGLUE: formats, faults, both origins of the data, metrics by hand, mixtures."""
+"""Tests of SuperGLUE: T5's formats, faults, both origins of the data, few-shot subsets, mixtures."""
 
 from __future__ import annotations
 
 import importlib.resources.abc
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -13,15 +14,19 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+import gin
 import numpy as np
 import seqio
 import tensorflow_datasets as tfds
 
+from cpoly_jax import task_index
 from cpoly_jax import testing
 from tasks import sources
 from tasks import superglue
 from tasks import superglue_formats
 from tasks import superglue_metrics
+from tasks import superglue_prompts
+from tasks import superglue_sources
 
 LENGTHS = {'inputs': 4096, 'targets': 128}
 PASSAGE = 'Ann met Bob.\n@highlight\nThe end\n@highlight\nBob left'
@@ -65,18 +70,29 @@ def _lines(*records):
   return ''.join(json.dumps(record) + '\n' for record in records)
 
 
-class SuperGlueTest(parameterized.TestCase):
+AX_LINES = {
+    'axb': {'sentence1': 'P.', 'sentence2': 'H.', 'idx': 4, 'label': 'not_entailment', 'logic': 'Negation'},
+    'axg': {'premise': 'P.', 'hypothesis': 'H.', 'idx': 4, 'label': 'not_entailment', 'pair_id': 551},
+}
+DPR_LINE = {'sentence': 'Bob asked Tom if he can lend some money, as he is poor.', 'pronoun': 'he',
+            'candidates': ['Bob', 'Tom'], 'label': 1}
+
+
+class FolderTest(parameterized.TestCase):
+  """Base of tests that write the official files."""
 
   def setUp(self):
     super().setUp()
     self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     self.use(self.folder)
+    self.addCleanup(gin.clear_config)
 
   def use(self, folder):
     self.enter_context(mock.patch.dict(os.environ, {superglue.VARIABLE: str(folder)}))
 
   def write(self, task, split, text):
-    path = self.folder / superglue_formats.FORMATS[task].folder / f'{split}.jsonl'
+    forms = {**superglue_formats.FORMATS, **superglue_formats.DIAGNOSTICS, 'dpr': superglue_formats.DPR}
+    path = self.folder / forms[task].folder / f'{split}.jsonl'
     path.parent.mkdir(exist_ok=True)
     path.write_text(text)
 
@@ -84,6 +100,12 @@ class SuperGlueTest(parameterized.TestCase):
     dataset = seqio.TaskRegistry.get(f'superglue_{task}').get_dataset(
         LENGTHS, split, shuffle=False, **kwargs)
     return list(tfds.as_numpy(dataset))
+
+  def texts(self, task, split):
+    return [(e['inputs_pretokenized'].decode(), e['targets_pretokenized'].decode()) for e in self.examples(task, split)]
+
+
+class SuperGlueTest(FolderTest):
 
   @parameterized.parameters(*CASES)
   def test_format(self, task):
@@ -132,7 +154,7 @@ class SuperGlueTest(parameterized.TestCase):
   def test_wsc_trains_on_true_pairs_only(self):
     line = CASES['wsc'][0]
     for split in ('train', 'val'):
-      self.write('wsc', split, _lines({**line, 'label': False}, line, {**line, 'label': False}))
+      self.write('wsc', split, _lines(*({**line, 'label': i == 1, 'idx': i} for i in range(3))))
     self.assertLen(self.examples('wsc', 'train'), 1)
     self.assertEqual([r['label'] for r in self.examples('wsc', 'validation')], [0, 1, 0])
 
@@ -144,7 +166,7 @@ class SuperGlueTest(parameterized.TestCase):
       ('He ran . ', 'He', 0, '*He* ran . '),
   )
   def test_mark_pronoun(self, text, pronoun, index, expected):
-    self.assertEqual(superglue_formats.mark_pronoun(text, pronoun, index), expected)
+    self.assertEqual(superglue_prompts.mark_pronoun(text, pronoun, index), expected)
 
   @parameterized.parameters(
       ('boolq', {'label': 'true'}, r"train.jsonl:2: label 'true' is not one of False, True"),
@@ -157,12 +179,28 @@ class SuperGlueTest(parameterized.TestCase):
        r"train.jsonl:2: passage: field 'questions' is missing"),
       ('record', {'qas': [{'query': 'q', 'idx': 1}]},
        r"train.jsonl:2: qas: field 'answers' is missing"),
+      ('copa', {'question': 'why'}, "train.jsonl:2: question 'why' is neither 'cause' nor 'effect'"),
+      ('boolq', {}, 'train.jsonl:2: idx 3 is that of line 1 already; remove one of them or give it a number of its own'),
+      ('multirc', {}, 'train.jsonl:2: idx/paragraph 3, idx/question 7, idx/answer 11 is that of line 1 already'),
+      ('record', {}, 'train.jsonl:2: idx/passage 3, idx/query 9 is that of line 1 already'),
   )
   def test_faults_name_the_line(self, task, change, message):
     line = CASES[task][0]
     self.write(task, 'train', _lines(line, {**line, **change}))
     with self.assertRaisesRegex(ValueError, message):
       self.examples(task, 'train')
+
+  def test_a_broken_line_is_named(self):
+    self.write('boolq', 'train', _lines(CASES['boolq'][0]) + '{"idx": 4, \n')
+    with self.assertRaisesRegex(ValueError, r'BoolQ/train.jsonl:2: not valid JSON \(.*\); fix or remove the line$'):
+      self.examples('boolq', 'train')
+
+  def test_answers_of_one_line_with_one_number(self):
+    line = json.loads(json.dumps(CASES['multirc'][0]))
+    line['passage']['questions'][0]['answers'][1]['idx'] = 11
+    self.write('multirc', 'train', _lines(line))
+    with self.assertRaisesRegex(ValueError, 'train.jsonl:1: .*idx/answer 11 is that of line 1 already'):
+      self.examples('multirc', 'train')
 
   def test_wsc_index_beyond_the_text(self):
     line = json.loads(json.dumps(CASES['wsc'][0]))
@@ -172,8 +210,9 @@ class SuperGlueTest(parameterized.TestCase):
       self.examples('wsc', 'train')
 
   def test_missing_data(self):
-    with self.assertRaisesRegex(FileNotFoundError, 'no file .*CB/train.jsonl; SUPERGLUE_DIR must'):
-      self.examples('cb', 'train')
+    for split, name in (('train', 'train'), ('validation', 'val')):
+      with self.assertRaisesRegex(FileNotFoundError, f'no file .*CB/{name}.jsonl; SUPERGLUE_DIR must'):
+        self.examples('cb', split)
     self.write('cb', 'train', '\n')
     with self.assertRaisesRegex(ValueError, 'CB/train.jsonl: no examples in the file'):
       self.examples('cb', 'train')
@@ -213,7 +252,7 @@ class SuperGlueTest(parameterized.TestCase):
                                sys.modules, {'importlib_resources': importlib.resources}):
       builder = tfds.builder(f'super_glue/{form.config}', data_dir=self.folder / 'tfds')
       builder.download_and_prepare()
-    source = superglue.SuperGlueSource('superglue_x', form)
+    source = superglue_sources.SuperGlueSource('superglue_x', task, form)
 
     def texts(split):
       rows = [source.to_example(row, split, 0) for row in source.rows(split)]
@@ -225,6 +264,192 @@ class SuperGlueTest(parameterized.TestCase):
     with mock.patch.dict(os.environ, {'TFDS_DATA_DIR': str(self.folder / 'tfds')}):
       for split in expected:
         self.assertEqual(texts(split), expected[split])
+      # Chosen by the examples' own numbers, so the same ones in whatever order they come.
+      gin.bind_parameter('superglue.few_shot.k', 8)
+      few = texts('train')
+    with mock.patch.dict(os.environ, {superglue.VARIABLE: str(official)}):
+      self.assertEqual(texts('train'), few)
+
+
+class DiagnosticsTest(FolderTest):
+
+  @parameterized.parameters(*AX_LINES)
+  def test_written_and_routed_as_rte(self, task):
+    self.write(task, superglue_formats.DIAGNOSTICS[task].folder, _lines(AX_LINES[task]))
+    for split in ('validation', 'test'):
+      self.assertEqual(self.texts(task, split), [('rte hypothesis: H. premise: P.', 'not_entailment')])
+    example, = self.examples(task, 'test')
+    self.assertEqual(example['task_id'], [task_index.task_key('superglue_rte')])
+    self.assertEqual((example['idx'], example['label']), (4, 1))
+    index = task_index.from_mixture('superglue_diagnostics')
+    self.assertEqual(index.names, ('superglue_rte',))
+    task_index.from_mixture('superglue').check_covers(superglue.DIAGNOSTICS)
+
+  def test_the_file_has_to_be_there_with_its_labels(self):
+    with self.assertRaisesRegex(FileNotFoundError, 'no file .*AX-b/AX-b.jsonl; add it to SUPERGLUE_DIR, or evaluate'):
+      self.examples('axb', 'test')
+    line = dict(AX_LINES['axg'])
+    del line['label']
+    self.write('axg', 'AX-g', _lines(line))
+    with self.assertRaisesRegex(ValueError, "AX-g.jsonl:1: field 'label' is missing"):
+      self.examples('axg', 'test')
+    self.write('axg', 'AX-g', _lines({**AX_LINES['axg'], 'pair_id': '551'}))
+    with self.assertRaisesRegex(ValueError, "AX-g.jsonl:1: field 'pair_id' is '551', wanted int"):
+      self.examples('axg', 'test')
+    with self.assertRaisesRegex(ValueError, "no split 'train' in .*AX-b.*; it has validation, test"):
+      self.examples('axb', 'train')
+
+  def test_from_tfds(self):
+    rows = {'super_glue/axb': [{'sentence1': 'P.', 'sentence2': 'H.', 'idx': 4, 'label': 1}],
+            'super_glue/axg': [{'premise': 'P.', 'hypothesis': 'H.', 'idx': i, 'label': 1} for i in (0, 1, 2)]}
+    self.use('')
+    with mock.patch.object(sources, 'prepared_tfds', side_effect=lambda name, split, *_: rows[name] if split == 'test' else 1):
+      source = superglue_sources.DiagnosticSource('x', 'rte', superglue_formats.DIAGNOSTICS['axb'])
+      example = source.to_example(source.rows('validation')[0], 'validation', 0)
+      self.assertEqual((example['inputs'], example['targets']), ('rte hypothesis: H. premise: P.', 'not_entailment'))
+      source = superglue_sources.DiagnosticSource('x', 'rte', superglue_formats.DIAGNOSTICS['axg'])
+      self.assertEqual([row['pair_id'] for row in source.rows('test')], [0, 0, 1])
+
+  def test_metrics_through_the_tasks(self):
+    yes, no = superglue_formats.DIAGNOSTICS['axg'].labels
+    lines = [{**AX_LINES['axg'], 'idx': i, 'pair_id': pair, 'label': label}
+             for i, (pair, label) in enumerate([(5, yes), (5, yes), (6, no), (6, yes)])]
+    self.write('axg', 'AX-g', _lines(*lines))
+    self.assertEqual(_score('superglue_axg', self.examples('axg', 'test'), ['entailment'] * 4),
+                     {'accuracy': 75.0, 'gender_parity': 100.0})
+    lines = [{**AX_LINES['axb'], 'idx': i, 'label': label} for i, label in enumerate(['entailment', 'not_entailment'] * 2)]
+    self.write('axb', 'AX-b', _lines(*lines))
+    self.assertEqual(_score('superglue_axb', self.examples('axb', 'test'), ['not_entailment', 'entailment'] * 2),
+                     {'matthews_correlation': -100.0})
+
+
+class PronounTest(FolderTest):
+
+  def test_written_as_wsc_and_routed_so(self):
+    self.write('dpr', 'train', _lines(DPR_LINE))
+    self.assertEqual(self.texts('dpr', 'train'),
+                     [('wsc: Bob asked Tom if *he* can lend some money, as he is poor.', 'Tom')])
+    self.assertEqual(self.examples('dpr', 'train')[0]['task_id'], [task_index.task_key('superglue_wsc')])
+    self.assertEqual(seqio.TaskRegistry.get('superglue_dpr').splits, ('train',))
+    self.assertEqual(task_index.from_mixture('superglue_with_dpr'), task_index.from_mixture('superglue'))
+
+  @parameterized.parameters(
+      ('Ann saw Eve, so she, alone, left.', 'she', 'Ann saw Eve, so *she*, alone, left.'),
+      ('The shelf fell since the book hit it.', 'it', 'The shelf fell since the book hit *it*.'),
+      ('They won, the judges said.', 'they', '*They* won, the judges said.'),
+      ("Eve said it's late and it is.", 'it', "Eve said it's late and *it* is."),
+  )
+  def test_the_first_such_word_is_marked(self, sentence, pronoun, expected):
+    self.write('dpr', 'train', _lines({**DPR_LINE, 'sentence': sentence, 'pronoun': pronoun}))
+    self.assertEqual(self.texts('dpr', 'train'), [(f'wsc: {expected}', 'Tom')])
+
+  def test_letters_ask_for_both_candidates(self):
+    gin.bind_parameter('superglue.prompt.style', 'letters')
+    self.write('dpr', 'train', _lines(DPR_LINE))
+    question = ('Bob asked Tom if *he* can lend some money, as he is poor.\nQuestion: Does *he* refer to {}?\n'
+                'A. Yes\nB. No\nAnswer:')
+    self.assertEqual(self.texts('dpr', 'train'), [(question.format('Bob'), 'B'), (question.format('Tom'), 'A')])
+
+  def test_its_own_folder_goes_first(self):
+    self.write('dpr', 'train', _lines(DPR_LINE))
+    own = self.folder / 'own'
+    own.mkdir()
+    for split in ('train', 'test'):
+      (own / f'{split}.jsonl').write_text(_lines({**DPR_LINE, 'label': 0}))
+    with mock.patch.dict(os.environ, {superglue_sources.DPR_VARIABLE: str(own)}):
+      self.assertEqual([target for _, target in self.texts('dpr', 'train')], ['Bob'])
+      # In evaluation the answer is held against both candidates, as in WSC.
+      self.assertEqual(_score('superglue_dpr', self.examples('dpr', 'test'), ['Bob', 'Bob']), {'accuracy': 100.0})
+
+  @parameterized.parameters(
+      ({'candidates': ['Bob']}, r"train.jsonl:1: candidates are \['Bob'\]; wanted two texts"),
+      ({'label': 2}, "train.jsonl:1: label 2 is not one of 0, 1, the right candidate's index"),
+      ({'pronoun': 'she'}, "train.jsonl:1: pronoun 'she' is not a word of the sentence"),
+      ({'pronoun': ''}, "train.jsonl:1: pronoun '' is not a word of the sentence"),
+      ({'sentence': None}, "train.jsonl:1: field 'sentence' is None, wanted str"),
+  )
+  def test_faults(self, change, message):
+    self.write('dpr', 'train', _lines({**DPR_LINE, **change}))
+    with self.assertRaisesRegex(ValueError, message):
+      self.examples('dpr', 'train')
+
+  def test_where_it_is_not_available(self):
+    with mock.patch.dict(os.environ, {'TFDS_DATA_DIR': str(self.folder)}):
+      with self.assertRaisesRegex(
+          FileNotFoundError, r'DPR_DIR is not set and TFDS has no prepared definite_pronoun_resolution/plain_text in .*; set '
+          r'DPR_DIR to a folder with train.jsonl \(fields sentence, pronoun, candidates, label\), or CPOLY_ALLOW_DOWNLOAD=1'):
+        self.examples('dpr', 'train')
+    (self.folder / 'DPR').mkdir()
+    with self.assertRaisesRegex(FileNotFoundError, 'no file .*DPR/train.jsonl; DPR_DIR must name a folder with train.jsonl'):
+      self.examples('dpr', 'train')
+
+  def test_from_tfds(self):
+    self.use('')
+    with mock.patch.object(sources, 'prepared_tfds', return_value=[DPR_LINE]) as read:
+      source = superglue_sources.PronounSource('x', 'wsc', superglue_formats.DPR)
+      self.assertEqual([row['span1_text'] for row in source.rows('train')], ['Tom'])
+      self.assertEqual(source.splits, ('train', 'test'))
+    self.assertEqual(read.call_args.args[:2], ('definite_pronoun_resolution/plain_text', 'train'))
+
+
+class FewShotTest(FolderTest):
+
+  def test_k_of_the_training_examples_by_seed(self):
+    line = CASES['boolq'][0]
+    for split in ('train', 'val'):
+      self.write('boolq', split, _lines(*({**line, 'idx': i} for i in range(60))))
+    task = seqio.TaskRegistry.get('superglue_boolq')
+    chosen = {}
+    for seed in (0, 1):
+      gin.clear_config()
+      gin.bind_parameter('superglue.few_shot.k', 8)
+      gin.bind_parameter('superglue.few_shot.seed', seed)
+      chosen[seed] = [e['idx'] for e in self.examples('boolq', 'train')]
+      self.assertLen(chosen[seed], 8)
+      self.assertEqual(task.num_input_examples('train'), 8)
+      self.assertEqual(task.num_input_examples('validation'), 60)
+    self.assertNotEqual(chosen[0], chosen[1])
+    gin.clear_config()
+    self.assertEqual(task.num_input_examples('train'), 60)
+
+  def test_questions_and_queries_keep_their_rows(self):
+    question = lambda i: {'question': 'What?', 'idx': i, 'answers': [
+        {'text': str(j), 'idx': 10 * i + j, 'label': j % 2} for j in range(3)]}
+    self.write('multirc', 'train', _lines(*({'idx': p, 'passage': {
+        'text': 'T', 'questions': [question(2 * p), question(2 * p + 1)]}} for p in range(10))))
+    query = lambda i: {**CASES['record'][0]['qas'][0], 'idx': i}
+    self.write('record', 'train', _lines(*({**CASES['record'][0], 'idx': p, 'qas': [query(p)]} for p in range(10))))
+    gin.bind_parameter('superglue.few_shot.k', 4)
+    rows = self.examples('multirc', 'train')
+    self.assertLen(rows, 12)
+    self.assertLen({row['idx/question'] for row in rows}, 4)
+    rows = self.examples('record', 'train')  # Two answers each.
+    self.assertLen(rows, 8)
+    self.assertLen({row['idx/query'] for row in rows}, 4)
+
+  def test_fewer_examples_than_wanted_are_told(self):
+    self.write('boolq', 'train', _lines(CASES['boolq'][0]))
+    gin.bind_parameter('superglue.few_shot.k', 4)
+    with self.assertLogs(level=logging.WARNING) as logs:
+      self.assertLen(self.examples('boolq', 'train'), 1)
+    self.assertIn('boolq has 1 training examples, fewer than superglue.few_shot.k = 4: all are used', logs.output[-1])
+
+  @parameterized.parameters(0, -3, 2.5, True, '8')
+  def test_k_must_be_a_number_of_examples(self, k):
+    gin.bind_parameter('superglue.few_shot.k', k)
+    with self.assertRaisesRegex(ValueError, 'superglue.few_shot.k is .*; set it to a positive whole number, or to None'):
+      self.examples('boolq', 'train')
+
+
+def _score(name, examples, texts):
+  """Metrics of a task whose predictions are `texts`."""
+  task = seqio.TaskRegistry.get(name)
+  gold = [task.postprocess_fn(e['targets_pretokenized'].decode(), example=e, is_target=True) for e in examples]
+  predictions = [task.postprocess_fn(t, example=e, is_target=False) for t, e in zip(texts, examples)]
+  scores = {}
+  for metric in task.metric_fns:
+    scores.update(metric(gold, predictions))
+  return scores
 
 
 class SharedSuperGlueTest(parameterized.TestCase):
@@ -281,114 +506,24 @@ class SharedSuperGlueTest(parameterized.TestCase):
     for split in ('train', 'validation'):
       for row in seqio.TaskRegistry.get('superglue_wsc').source.rows(split):
         self.assertIn(row['span1_text'], row['text'])
-        marked = superglue_formats.mark_pronoun(row['text'], row['span2_text'], row['span2_index'])
+        marked = superglue_prompts.mark_pronoun(row['text'], row['span2_text'], row['span2_index'])
         self.assertIn(f"*{row['span2_text']}*", marked)
 
   @parameterized.parameters(*TRAIN)
   def test_gold_predictions_score_100(self, name):
     task = seqio.TaskRegistry.get(f'superglue_{name}')
     examples = list(tfds.as_numpy(task.get_dataset(LENGTHS, 'validation', shuffle=False)))
-    gold = [example['targets_pretokenized'].decode() for example in examples]
-    targets = [task.postprocess_fn(t, example=e, is_target=True) for t, e in zip(gold, examples)]
-    predictions = [task.postprocess_fn(t, example=e, is_target=False)
-                   for t, e in zip(gold, examples)]
-    scores = {}
-    for metric in task.metric_fns:
-      scores.update(metric(targets, predictions))
+    scores = _score(task.name, examples, [example['targets_pretokenized'].decode() for example in examples])
     self.assertContainsSubset(superglue_metrics.OFFICIAL_METRICS[task.name], scores)
     # Naming the candidate always is right where it is the referent: 24 of 52 pairs.
     expected = 100 * 24 / 52 if name == 'wsc' else 100.0
     for value in scores.values():
       self.assertAlmostEqual(value, expected)
-
-
-class MetricsTest(parameterized.TestCase):
-
-  def test_class_index(self):
-    post = superglue_metrics.class_index(('False', 'True'))
-    self.assertEqual([post('True'), post('False'), post('true'), post(' True'), post('')],
-                     [1, 0, -1, -1, -1])
-    # The gold label comes from the example, whatever the text became.
-    self.assertEqual(post('garbled', example={'label': np.int32(1)}, is_target=True), 1)
-
-  def test_accuracy(self):
-    self.assertEqual(superglue_metrics.accuracy([0, 1, 1, 0], [0, 1, 0, -1]), {'accuracy': 50.0})
-
-  def test_mean_3class_f1(self):
-    # Hits, gold and predicted of class 0: 1, 2, 1; class 1: 1, 1, 2; class 2: 1, 2, 1, as the last
-    # answer is no class. 2 * hits / (gold + predicted) is 2/3 each time.
-    score = superglue_metrics.mean_3class_f1([0, 0, 1, 2, 2], [0, 1, 1, 2, -1])
-    self.assertAlmostEqual(score['mean_3class_f1'], 100 * 2 / 3)
-    # Class 2 neither gold nor predicted: (1 + 1 + 0) / 3.
-    score = superglue_metrics.mean_3class_f1([0, 1], [0, 1])
-    self.assertAlmostEqual(score['mean_3class_f1'], 100 * 2 / 3)
-
-  def test_multirc(self):
-    example = {'idx/paragraph': np.int32(0), 'idx/question': np.int32(0), 'idx/answer': np.int32(0),
-               'label': np.int32(1)}
-    target = superglue_metrics.multirc_answer('True', example=example, is_target=True)
-    self.assertEqual(target, {'value': 1, 'group': (0, 0)})
-    self.assertEqual(superglue_metrics.multirc_answer('yes', example=example), {'value': -1})
-    targets = [{'value': v, 'group': g} for v, g in
-               [(1, (0, 0)), (0, (0, 0)), (1, (0, 1)), (0, (0, 1)), (1, (1, 2))]]
-    predictions = [{'value': v} for v in [1, 0, 1, 1, -1]]
-    # True positives 2, gold 3, predicted 3 (the invalid one counts as 0): F1 = 4/6.
-    self.assertAlmostEqual(superglue_metrics.multirc_f1(targets, predictions)['f1'], 100 * 2 / 3)
-    # Only question (0, 0) is right throughout.
-    self.assertAlmostEqual(
-        superglue_metrics.multirc_exact_match(targets, predictions)['exact_match'], 100 / 3)
-    # An invalid answer to a gold 0 counts as 1: a false positive.
-    score = superglue_metrics.multirc_f1(targets[:2], [{'value': 1}, {'value': -1}])
-    self.assertAlmostEqual(score['f1'], 100 * 2 / 3)
-
-  def test_record(self):
-    example = {'answers': np.array([b'The Bob Smith', b'Smith'], object),
-               'idx/passage': np.int32(1), 'idx/query': np.int32(2)}
-    target = superglue_metrics.record_answer('x', example=example, is_target=True)
-    self.assertEqual(target, {'value': ['The Bob Smith', 'Smith'], 'group': (1, 2)})
-    targets = [target, target, {'value': ['New York City'], 'group': (1, 3)}]
-    predictions = [{'value': v} for v in ['bob  smith!', 'wrong', 'York in New England']]
-    # The second row repeats the first's query. Query 2: exact, F1 1. Query 3: 2 common words of 3
-    # and 4: precision 2/4, recall 2/3, F1 4/7.
-    scores = superglue_metrics.record_em_f1(targets, predictions)
-    self.assertAlmostEqual(scores['em'], 50.0)
-    self.assertAlmostEqual(scores['f1'], 100 * (1 + 4 / 7) / 2)
-
-  @parameterized.parameters(
-      ('The Fuzzy Bunny', 'bunny', 1), ('bunny', 'the fuzzy bunny', 1), ('Bob', "Bob's hat", 0),
-      ("Bob's", "Bob's hat", 1), ('a cat', 'the dog', 0), ('the', 'the dog', -1), (' ', 'dog', -1),
-      ('his dog', 'My dog', 1))
-  def test_wsc_referent(self, prediction, referent, expected):
-    example = {'targets_pretokenized': referent.encode(), 'label': np.int32(1)}
-    self.assertEqual(superglue_metrics.wsc_referent(prediction, example=example), expected)
-    self.assertEqual(superglue_metrics.wsc_referent(prediction, example=example, is_target=True), 1)
-
-  def test_hidden_labels_are_refused(self):
-    for metric in (superglue_metrics.accuracy, superglue_metrics.mean_3class_f1):
-      with self.assertRaisesRegex(ValueError, "labels are hidden .*'validation'"):
-        metric([-1, -1], [-1, 0])
-    with self.assertRaisesRegex(ValueError, 'labels are hidden'):
-      superglue_metrics.multirc_f1([{'value': -1, 'group': (0, 0)}], [{'value': 0}])
-    with self.assertRaisesRegex(ValueError, 'answers are hidden'):
-      superglue_metrics.record_em_f1([{'value': [], 'group': (0, 0)}], [{'value': 'x'}])
-
-  def test_lengths_must_agree(self):
-    with self.assertRaisesRegex(ValueError, '2 targets and 1 predictions'):
-      superglue_metrics.accuracy([0, 1], [0])
-
-  def test_benchmark_score(self):
-    metrics = {task: {'accuracy': 60.0} for task in superglue_metrics.OFFICIAL_METRICS}
-    metrics['superglue_cb'] = {'mean_3class_f1': 40.0, 'accuracy': 80.0}
-    metrics['superglue_multirc'] = {'f1': 70.0, 'exact_match': 20.0}
-    metrics['superglue_record'] = {'f1': 52.0, 'em': 50.0}
-    # (5 * 60 + 60 + 45 + 51) / 8.
-    self.assertAlmostEqual(superglue.benchmark_score({**metrics, 'other': {}}), 57.0)
-    del metrics['superglue_multirc']['f1']
-    with self.assertRaisesRegex(ValueError, 'no f1 of superglue_multirc'):
-      superglue.benchmark_score(metrics)
-    metrics['superglue_multirc']['f1'] = float('nan')
-    with self.assertRaisesRegex(ValueError, 'not finite'):
-      superglue.benchmark_score(metrics)
+    gin.bind_parameter('superglue.prompt.style', 'letters')
+    self.addCleanup(gin.clear_config)
+    examples = list(tfds.as_numpy(task.get_dataset(LENGTHS, 'validation', shuffle=False)))
+    for value in _score(task.name, examples, [e['targets_pretokenized'].decode() for e in examples]).values():
+      self.assertAlmostEqual(value, 100.0)  # WSC's too: letters answer both kinds of pairs.
 
 
 class SourcesTest(absltest.TestCase):

@@ -1,179 +1,144 @@
-"""Tests of Super-NI: prompts to the byte, splits, registration, faults, metrics by hand."""
+"""Tests of Super-NI's tasks and mixtures: registration, what is read and when, selections, TFDS, summaries, real tasks."""
 
 from __future__ import annotations
 
+import builtins
 import collections
 import importlib.resources.abc
 import json
 import os
 import pathlib
 import sys
-import tempfile
 from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from etils import epath
 import gin
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from cpoly_jax import task_index
 from cpoly_jax import testing
+from cpoly_jax.training import features as training_features
 from tasks import sources
+from tasks import summaries
 from tasks import superni
-from tasks import superni_metrics
-from tasks import superni_prompts
+from tasks import superni_files
+from tasks import superni_selection
+from tasks import superni_source
+from tests.tasks import superni_case
 
 LENGTHS = {'inputs': 1024, 'targets': 128}
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def _task(number=12, **changes):
-  return {
-      'Definition': ['Say the opposite'],
-      'Categories': ['Word Semantics'],
-      'Positive Examples': [
-          {'input': 'hot', 'output': 'cold', 'explanation': 'They differ'},
-          {'input': 'up? ', 'output': 'down.', 'explanation': 'So do they!'},
-          {'input': 'in', 'output': 'out'}],
-      'Negative Examples': [{'input': 'wet', 'output': 'damp', 'explanation': 'Alike'}],
-      'Instances': [{'id': f'task1-{i}', 'input': f'word {i}',
-                     'output': [f'a{i}', f'b{i}', f'c{i}']} for i in range(number)],
-      **changes}
+def _source(name):
+  return seqio.TaskRegistry.get(name).source
 
 
-DEFAULT_PROMPT = (
-    'Definition: Say the opposite.\n\n'
-    ' Positive Example 1 -\nInput: hot.\n Output: cold.\n\n'
-    ' Positive Example 2 -\nInput: up?\n Output: down.\n\n'
-    'Now complete the following example -\nInput: word 0.\nOutput: ')
+class RegistrationTest(superni_case.SuperNiTestCase):
+
+  def test_reads_no_task_file_and_replaces_what_was_there(self):
+    self.register(['task1-x y'], ['task2_b.json'],
+                  tasks={'task1-x y': 'not read', 'task2_b': 'not read', 'task3_c': 'not read'})
+    names = {name for name in seqio.TaskRegistry.names() if name.startswith('superni_')}
+    self.assertEqual(names, {'superni_task1_x_y', 'superni_task2_b', 'superni_task3_c'})
+    self.assertEqual({name: self.members(name) for name in superni.MIXTURES}, {
+        'superni': ['superni_task1_x_y'], 'superni_test': ['superni_task2_b'],
+        'superni_all': ['superni_task1_x_y', 'superni_task2_b']})
+    self.assertEqual(seqio.TaskRegistry.get('superni_task1_x_y').splits, ('train', 'validation'))
+    self.assertIn('test', seqio.TaskRegistry.get('superni_task2_b').splits)
+
+  def test_as_many_tasks_as_the_benchmark_has(self):
+    """No task file is opened before its data are wanted, and what is the same for all tasks is shared."""
+    train, test, excluded = ([f'task{i:04}_{kind}' for i in range(number)]
+                             for kind, number in (('train', 756), ('test', 119), ('excluded', 738)))
+    opened = []
+
+    def record(original):
+      def fn(*args, **kwargs):
+        opened.extend(str(arg) for arg in args if '/' in str(arg))
+        return original(*args, **kwargs)
+      return fn
+
+    # The last is how TensorFlow, which SeqIO and TFDS read with, opens a file.
+    with mock.patch.object(builtins, 'open', record(builtins.open)), \
+         mock.patch.object(pathlib.Path, 'read_bytes', record(pathlib.Path.read_bytes)), \
+         mock.patch.object(tf.io.gfile.GFile, '__init__', record(tf.io.gfile.GFile.__init__)):
+      self.register(train, test, tasks=dict.fromkeys([*train, *test, *excluded], ''), excluded=excluded)
+      written, opened[:] = list(opened), []
+      superni.register()
+      selected = superni_selection.mixture(100)
+      indices = [task_index.from_mixture(name) for name in (*superni.MIXTURES, selected)]
+    self.assertNotEmpty(written)
+    self.assertEqual([len(index) for index in indices], [756, 119, 875, 100])
+    self.assertLen([name for name in seqio.TaskRegistry.names() if name.startswith('superni_')], 1613)
+    self.assertEqual([path for path in opened if '/tasks/' in path], [])
+    self.assertCountEqual({pathlib.Path(path).name for path in opened},
+                          ['train_tasks.txt', 'test_tasks.txt', 'excluded_tasks.txt'])
+    one, other = (seqio.TaskRegistry.get(f'superni_{name}') for name in (train[0], excluded[-1]))
+    self.assertEqual([*map(id, one.preprocessors)], [*map(id, other.preprocessors)])
+    self.assertEqual([*map(id, one.output_features.values())], [*map(id, other.output_features.values())])
+
+  def test_rates_are_counts(self):
+    self.register(['task1_a', 'task2_b'], ['task3_c'],
+                  tasks={name: superni_case.task(n) for name, n in (('task1_a', 400), ('task2_b', 50), ('task3_c', 120))})
+    mixture = seqio.MixtureRegistry.get('superni')
+    self.assertEqual([mixture.get_rate(task) for task in mixture.tasks], [100.0, 40.0])
+    gin.parse_config('superni_splits.sizes.train = 300')
+    self.assertEqual([mixture.get_rate(task) for task in mixture.tasks], [300.0, 40.0])
+
+  def test_unset_variables_are_named_when_data_are_wanted(self):
+    with mock.patch.dict(os.environ, {superni.VARIABLE: '', superni.SPLITS_VARIABLE: ''}):
+      superni.register()
+      for name in superni.MIXTURES:
+        with self.assertRaisesRegex(FileNotFoundError, 'SUPERNI_DIR is not set; set it.*<name>'):
+          seqio.MixtureRegistry.get(name).get_dataset(LENGTHS, 'train')
+      with self.assertRaisesRegex(FileNotFoundError, 'SUPERNI_DIR is not set'):
+        superni_selection.mixture()
 
 
-class SuperNiTestCase(parameterized.TestCase):
+class SourceTest(superni_case.SuperNiTestCase):
 
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-    self.enter_context(mock.patch.dict(os.environ, {superni.SPLITS_VARIABLE: ''}))
-    self.addCleanup(gin.clear_config)
+  def test_a_file_is_parsed_once_for_everything_and_only_what_is_used_is_kept(self):
+    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': superni_case.task(), 'task2_b': superni_case.task(5000)})
+    mixture = seqio.MixtureRegistry.get('superni_test')
+    with mock.patch.object(superni_files, 'read_task', wraps=superni_files.read_task) as read:
+      self.assertEqual(mixture.get_rate(mixture.tasks[0]), 100.0)
+      for split in ('train', 'validation', 'test', 'train'):
+        self.examples('superni_task2_b', split)
+      self.assertEqual(superni.categories(['superni_task2_b']), {'superni_task2_b': 'Word Semantics'})
+      read.assert_called_once_with(epath.Path(self.folder / 'tasks' / 'task2_b.json'))
+      # Other sizes are other rows.
+      gin.parse_config('superni_splits.sizes.validation = 7')
+      self.assertLen(self.examples('superni_task2_b', 'validation'), 7)
+      self.assertEqual(read.call_count, 2)
+    source = _source('superni_task2_b')
+    self.assertLen({id(row) for rows in (*source._loaded[2].values(), *source._cache.values()) for row in rows}, 207)
 
-  def register(self, train=(), test=(), variable=superni.VARIABLE, tasks=None):
-    """Writes task files and lists, and registers them."""
-    lists = self.folder / 'splits' / 'default'
-    for path in (lists, self.folder / 'tasks'):
-      path.mkdir(parents=True, exist_ok=True)
-    for name, content in (tasks or {}).items():
-      (self.folder / 'tasks' / f'{name}.json').write_text(
-          content if isinstance(content, str) else json.dumps(content))
-    (lists / 'train_tasks.txt').write_text(''.join(f'{name}\n' for name in train))
-    (lists / 'test_tasks.txt').write_text(''.join(f'{name}\n' for name in test))
-    folder = self.folder if variable == superni.VARIABLE else lists
-    self.enter_context(mock.patch.dict(os.environ, {superni.VARIABLE: '', variable: str(folder)}))
-    superni.register()
+  def test_another_folder_is_read_again(self):
+    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': superni_case.task(), 'task2_b': superni_case.task()})
+    source = _source('superni_task1_a')
+    self.assertEqual((source.num_input_examples('train'), source.category()), (10, 'Word Semantics'))
+    other = self.folder / 'other'
+    (other / 'tasks').mkdir(parents=True)
+    (other / 'tasks' / 'task1_a.json').write_text(json.dumps(superni_case.task(4, Categories=['Misc.'])))
+    with mock.patch.dict(os.environ, {superni.VARIABLE: str(other)}):
+      self.assertEqual((source.num_input_examples('train'), source.category()), (3, 'Misc.'))
 
-  def examples(self, name, split, lengths=None, **kwargs):
-    dataset = seqio.TaskRegistry.get(name).get_dataset(lengths, split, shuffle=False, **kwargs)
-    return list(tfds.as_numpy(dataset))
-
-  def prompt(self, lengths=None):
-    """The first validation prompt of `task1_a`."""
-    example = self.examples('superni_task1_a', 'validation', lengths)[0]
-    return example['inputs_pretokenized'].decode()
-
-
-class PromptTest(SuperNiTestCase):
-
-  def setUp(self):
-    super().setUp()
-    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': _task(), 'task2_b': _task()})
-
-  def test_default(self):
-    self.assertEqual(self.prompt(), DEFAULT_PROMPT)
-
-  def test_all_options(self):
-    gin.parse_config("""
-        superni_prompts.prompt_options.task_name = True
-        superni_prompts.prompt_options.num_positive = 1
-        superni_prompts.prompt_options.num_negative = 2
-        superni_prompts.prompt_options.explanation = True""")
-    self.assertEqual(
-        self.prompt(),
-        'task1_a. Definition: Say the opposite.\n\n'
-        ' Positive Example 1 -\nInput: hot.\n Output: cold.\n Explanation: They differ.\n\n'
-        ' Negative Example 1 -\nInput: wet.\n Output: damp.\n Explanation: Alike.\n\n'
-        'Now complete the following example -\nInput: word 0.\nOutput: ')
-
-  def test_bare(self):
-    gin.parse_config("""
-        superni_prompts.prompt_options.definition = False
-        superni_prompts.prompt_options.num_positive = 0""")
-    self.assertEqual(self.prompt(),
-                     'Now complete the following example -\nInput: word 0.\nOutput: ')
-
-  def test_missing_explanation_and_empty_output(self):
-    pieces = superni_prompts.prompt_pieces(
-        't', 'Do.', [{'input': 'a', 'output': ''}], [], 'x!',
-        superni_prompts.PromptOptions(explanation=True))
-    self.assertEqual(pieces['positive'], [' Positive Example 1 -\nInput: a.\n Output: .\n\n', ''])
-    self.assertEqual(pieces['head'], 'Definition: Do.\n\n')
-    self.assertEqual(pieces['tail'], 'Now complete the following example -\nInput: x!\nOutput: ')
-
-  def test_an_example_is_added_only_where_the_whole_fits(self):
-    # In bytes; the end of sequence is one more token.
-    whole = len(DEFAULT_PROMPT) + 1
-    second = DEFAULT_PROMPT.index(' Positive Example 2')
-    first = DEFAULT_PROMPT.index(' Positive Example 1')
-    tail = DEFAULT_PROMPT.index('Now complete')
-    one = DEFAULT_PROMPT[:second] + DEFAULT_PROMPT[tail:]
-    none = DEFAULT_PROMPT[:first] + DEFAULT_PROMPT[tail:]
-    for limit, expected in ((whole, DEFAULT_PROMPT), (whole - 1, one), (len(one) + 1, one),
-                            (len(one), none)):
-      self.assertEqual(self.prompt({'inputs': limit, 'targets': 8}), expected)
-      gin.parse_config(f'superni_prompts.prompt_options.max_source_length = {limit}')
-      self.assertEqual(self.prompt(), expected)
-      gin.clear_config()
-
-  def test_a_long_example_stops_its_kind_but_not_the_other(self):
-    task = _task()
-    task['Positive Examples'][0]['input'] = 'long ' * 500
-    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': task})
-    gin.parse_config('superni_prompts.prompt_options.num_negative = 1')
-    prompt = self.prompt()
-    self.assertNotIn('Positive Example', prompt)
-    self.assertIn(' Negative Example 1 -\nInput: wet.\n', prompt)
-
-  def test_what_is_still_too_long_is_cut_and_ended(self):
-    example = self.examples('superni_task1_a', 'validation', {'inputs': 20, 'targets': 2})[0]
-    self.assertEqual(seqio.ByteVocabulary().decode(example['inputs'][:-1].tolist()),
-                     'Definition: Say the')
-    self.assertLen(example['inputs'], 20)
-    self.assertEqual(example['inputs'][-1], 1)
-    self.assertLen(example['targets'], 2)
-
-  @parameterized.parameters(
-      {'num_positive': -1}, {'max_source_length': 1}, {'max_target_length': 0})
-  def test_bad_options(self, **options):
-    with self.assertRaisesRegex(ValueError, f'{next(iter(options))}='):
-      superni_prompts.prompt_options(**options)
-
-
-class SplitTest(SuperNiTestCase):
-
-  def positions(self, split, number, is_test):
-    return list(superni.select(range(number), split, is_test))
-
-  @parameterized.parameters(
-      (220, False, (0, 44), (44, 144)), (400, False, (0, 50), (50, 150)),
-      (10, False, (0, 2), (2, 10)), (3, False, (0, 1), (1, 3)),
-      (220, True, (100, 124), (124, 220)), (500, True, (100, 150), (150, 250)),
-      (100, True, (100, 100), (100, 100)))
-  def test_positions(self, number, is_test, validation, train):
-    self.assertEqual(self.positions('validation', number, is_test), list(range(*validation)))
-    self.assertEqual(self.positions('train', number, is_test), list(range(*train)))
-    if is_test:
-      self.assertEqual(self.positions('test', number, is_test), list(range(100)))
+  def test_faults_reach_whoever_wants_the_data(self):
+    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': superni_case.task(0), 'task2_b': superni_case.task()})
+    with self.assertRaisesRegex(ValueError, "no examples for split 'train' in .*task1_a.json"):
+      self.examples('superni_task1_a', 'train')
+    with self.assertRaisesRegex(ValueError, "no examples for split 'validation' in .*task2_b.json"):
+      self.examples('superni_task2_b', 'validation')
+    with self.assertRaisesRegex(ValueError, "no split 'test' in .*task1_a.json; it has train, validation"):
+      self.examples('superni_task1_a', 'test')
 
   def test_training_reference_is_drawn_by_instance_and_seed(self):
-    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': _task(120), 'task2_b': _task(120)})
+    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': superni_case.task(120), 'task2_b': superni_case.task(120)})
 
     def targets(seed, split='train', **kwargs):
       return {e['id']: e['targets_pretokenized'].decode()
@@ -181,8 +146,7 @@ class SplitTest(SuperNiTestCase):
 
     drawn = targets(1)
     self.assertEqual(drawn, targets(1))
-    self.assertEqual(drawn, {**targets(1, shard_info=seqio.ShardInfo(0, 2)),
-                             **targets(1, shard_info=seqio.ShardInfo(1, 2))})
+    self.assertEqual(drawn, {**targets(1, shard_info=seqio.ShardInfo(0, 2)), **targets(1, shard_info=seqio.ShardInfo(1, 2))})
     self.assertNotEqual(drawn, targets(2))
     counts = collections.Counter(target[0] for target in drawn.values())
     self.assertLen(drawn, 96)
@@ -191,104 +155,30 @@ class SplitTest(SuperNiTestCase):
     self.assertEqual({t[0] for t in targets(1, 'validation').values()}, {'a'})
 
   def test_evaluation_carries_all_references(self):
-    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': _task(), 'task2_b': _task(120)})
+    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': superni_case.task(), 'task2_b': superni_case.task(120)})
     task = seqio.TaskRegistry.get('superni_task2_b')
     example = self.examples(task.name, 'test')[3]
     self.assertEqual(task.postprocess_fn('x', example=example, is_target=True), ['a3', 'b3', 'c3'])
     self.assertEqual(task.postprocess_fn('x', example=example, is_target=False), 'x')
 
-
-class RegistrationTest(SuperNiTestCase):
-
-  def test_reads_no_task_file_and_replaces_what_was_there(self):
-    self.register(['task1-x y'], ['task2_b.json'],
-                  tasks={'task1-x y': 'not read', 'task2_b': 'not read', 'task3_c': 'not read'})
-    names = {name for name in seqio.TaskRegistry.names() if name.startswith('superni_')}
-    self.assertEqual(names, {'superni_task1_x_y', 'superni_task2_b', 'superni_task3_c'})
-    members = {name: [task.name for task in seqio.MixtureRegistry.get(name).tasks]
-               for name in superni.MIXTURES}
-    self.assertEqual(members, {'superni': ['superni_task1_x_y'],
-                               'superni_test': ['superni_task2_b']})
-    self.assertEqual(seqio.TaskRegistry.get('superni_task1_x_y').splits, ('train', 'validation'))
-    self.assertIn('test', seqio.TaskRegistry.get('superni_task2_b').splits)
-
-  def test_rates_are_capped_counts(self):
-    self.register(['task1_a', 'task2_b'], ['task3_c'],
-                  tasks={'task1_a': _task(400), 'task2_b': _task(50), 'task3_c': _task(120)})
-    mixture = seqio.MixtureRegistry.get('superni')
-    self.assertEqual([mixture.get_rate(task) for task in mixture.tasks], [100.0, 40.0])
-
-  def test_unset_variables_are_named_when_data_are_wanted(self):
-    with mock.patch.dict(os.environ, {superni.VARIABLE: '', superni.SPLITS_VARIABLE: ''}):
-      superni.register()
-      for name in superni.MIXTURES:
-        with self.assertRaisesRegex(FileNotFoundError, 'SUPERNI_DIR is not set; set it.*<name>'):
-          seqio.MixtureRegistry.get(name).get_dataset(LENGTHS, 'train')
-
-  def test_faulty_layouts(self):
-    with self.assertRaisesRegex(ValueError, 'train_tasks.txt: no task in the list'):
-      self.register([], ['task2_b'])
-    with self.assertRaisesRegex(ValueError, 'both list task1_a'):
-      self.register(['task1_a'], ['task1_a'], tasks={'task1_a': _task()})
-    with self.assertRaisesRegex(FileNotFoundError, 'lists 1 tasks without a file in .*task9_z.js'):
-      self.register(['task1_a'], ['task9_z'])
-    with self.assertRaisesRegex(ValueError, '2 task files become superni_task4_x_y'):
-      self.register(['task1_a'], ['task4_x-y'], tasks={'task4_x-y': _task(), 'task4_x_y': _task()})
-    (self.folder / 'splits' / 'default' / 'test_tasks.txt').unlink()
-    with self.assertRaisesRegex(FileNotFoundError, 'no file .*test_tasks.txt; SUPERNI_DIR must'):
-      superni.register()
-    with mock.patch.dict(os.environ, {superni.VARIABLE: str(self.folder / 'absent')}):
-      with self.assertRaisesRegex(FileNotFoundError, 'SUPERNI_DIR=.*absent is not a folder'):
-        superni.register()
-
-  @parameterized.parameters(
-      ('{"Definition":\n ["x"],,}', r'task1_a.json:2: not valid JSON'),
-      ({'Instances': []}, r"no examples for split 'train' in .*task1_a.json"),
-      ({'Definition': []}, r"task1_a.json: field 'Definition' has no text"),
-      ({'Instances': [{'id': 'i', 'input': 'x'}]}, r"json: Instances 1: field 'output' is missing"),
-      ({'Instances': [{'id': 'i', 'input': 'x', 'output': []}]}, r'Instances 1: .* at least one'),
-      ({'Positive Examples': [{'input': 'x'}]}, r"Positive Examples 1: field 'output' is missing"),
-  )
-  def test_faulty_task_files(self, content, message):
-    content = content if isinstance(content, str) else {**_task(), **content}
-    self.register(['task1_a'], ['task2_b'], tasks={'task1_a': content, 'task2_b': _task()})
-    with self.assertRaisesRegex(ValueError, message):
-      self.examples('superni_task1_a', 'train')
-
-  def test_earlier_scheme(self):
-    """Before the final release: a plain definition, plain outputs, no instance ids."""
-    self.register(['task1_a'], ['task2_b'], tasks={'task2_b': _task(), 'task1_a': _task(
-        Definition='Say it', Instances=[{'input': 'x', 'output': 'y'}] * 2)})
-    (example,) = self.examples('superni_task1_a', 'train')
-    self.assertStartsWith(example['inputs_pretokenized'].decode(), 'Definition: Say it.\n\n')
-    self.assertEqual((example['targets_pretokenized'], example['id']), (b'y', b'task1_a-2'))
-
-  def test_categories(self):
-    self.register(['task1-a'], ['task2_b'],
-                  tasks={'task1-a': _task(), 'task2_b': _task(Categories=[])})
-    self.assertEqual(superni.categories(self.folder, ['task1-a']),
-                     {'superni_task1_a': 'Word Semantics'})
-    with self.assertRaisesRegex(ValueError, "task2_b.json: field 'Categories' is empty"):
-      superni.categories(self.folder, ['task2_b'])
-
   def test_from_tfds(self):
     """The very TFDS data set, prepared from a task file, with the lists of SUPERNI_SPLITS."""
     path = self.folder / 'task1_a.json'
-    path.write_text(json.dumps(_task(10, Source=['s'])))
+    path.write_text(json.dumps(superni_case.task(10, Source=['s'])))
     # TFDS builders import importlib_resources, which is the standard library's by now.
     with mock.patch.dict(sys.modules, {'importlib_resources': importlib.resources}):
       builder = tfds.builder('natural_instructions', data_dir=self.folder / 'tfds')
-      with mock.patch.object(tfds.download.DownloadManager, 'download_and_extract',
-                             return_value={'task1_a': path}):
+      with mock.patch.object(tfds.download.DownloadManager, 'download_and_extract', return_value={'task1_a': path}):
         builder.download_and_prepare()
     self.register(['task1_a'], ['task2_b'], superni.SPLITS_VARIABLE)
-    superni._tfds_instances.cache_clear()  # pylint: disable=protected-access
-    self.addCleanup(superni._tfds_instances.cache_clear)  # pylint: disable=protected-access
+    superni_source.tfds_instances.cache_clear()
+    self.addCleanup(superni_source.tfds_instances.cache_clear)
     with mock.patch.dict(os.environ, {'TFDS_DATA_DIR': str(self.folder / 'tfds')}):
-      rows = [example for split in ('train', 'validation')
-              for example in self.examples('superni_task1_a', split)]
+      rows = [example for split in ('train', 'validation') for example in self.examples('superni_task1_a', split)]
+      self.assertEqual(superni.categories(['superni_task1_a']), {'superni_task1_a': 'unknown'})
       with self.assertRaisesRegex(ValueError, "no examples for split 'test' in TFDS task2_b"):
         self.examples('superni_task2_b', 'test')
+      self.assertLen(superni_source.tfds_instances(4)['task1_a'], 4)
     texts = {(e['inputs_pretokenized'].decode(), e['targets_pretokenized'].decode()) for e in rows}
     self.assertEqual(texts, {(
         'Definition: Say the opposite.\n\nNow complete the following example -\n'
@@ -296,7 +186,7 @@ class RegistrationTest(SuperNiTestCase):
 
   def test_tfds_not_prepared(self):
     self.register(['task1_a'], ['task2_b'], superni.SPLITS_VARIABLE)
-    superni._tfds_instances.cache_clear()  # pylint: disable=protected-access
+    superni_source.tfds_instances.cache_clear()
     variables = {'TFDS_DATA_DIR': str(self.folder), sources.ALLOW_DOWNLOAD: ''}
     with mock.patch.dict(os.environ, variables):
       with self.assertRaisesRegex(FileNotFoundError, 'no prepared natural_instructions in .*; set '
@@ -304,7 +194,88 @@ class RegistrationTest(SuperNiTestCase):
         self.examples('superni_task1_a', 'train')
 
 
-class SharedSuperNiTest(SuperNiTestCase):
+class SelectionTest(superni_case.SuperNiTestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.train, self.test = ([f'task{i}_{kind}' for i in range(number)] for kind, number in (('train', 12), ('test', 3)))
+    self.register(self.train, self.test, tasks=dict.fromkeys([*self.train, *self.test], 'not read'))
+
+  def test_depends_on_names_and_seed_alone(self):
+    self.assertEqual(superni_selection.mixture(4, seed=0), 'superni_4_tasks_seed_0')
+    # Of SHA-256 of '0:superni_task<i>_train' those of tasks 11, 1, 7 and 8 are the lowest, as sha256sum says.
+    self.assertEqual(self.members('superni_4_tasks_seed_0'), [f'superni_task{i}_train' for i in (11, 1, 7, 8)])
+    smaller, larger = (set(self.members(superni_selection.mixture(n))) for n in (4, 9))
+    self.assertContainsSubset(smaller, larger)
+    self.assertNotEqual(smaller, set(self.members(superni_selection.mixture(4, seed=1))))
+
+  def test_choice_from_other_mixtures(self):
+    name = superni_selection.mixture(15, of='superni_all')
+    self.assertCountEqual(self.members(name), [f'superni_{task}' for task in self.train + self.test])
+    self.assertEqual(self.members(superni_selection.mixture(3, of='superni_test')), self.members('superni_test'))
+
+  def test_asked_again_it_is_the_same_object_until_tasks_are_registered_again(self):
+    name = superni_selection.mixture(4)
+    mixture = seqio.MixtureRegistry.get(name)
+    self.assertIs(seqio.MixtureRegistry.get(superni_selection.mixture(4)), mixture)
+    superni.register()
+    again = seqio.MixtureRegistry.get(superni_selection.mixture(4))
+    self.assertEqual([task.name for task in again.tasks], [task.name for task in mixture.tasks])
+    self.assertIs(again.tasks[0], seqio.TaskRegistry.get(again.tasks[0].name))
+
+  @parameterized.parameters(
+      (dict(num_tasks=13), 'num_tasks is 13 and superni has 12 tasks; set it to 1 to 12'),
+      (dict(num_tasks=0), 'num_tasks is 0'),
+      (dict(of='superglue'), "of is 'superglue'; set it to superni, superni_test, superni_all"))
+  def test_refusals(self, arguments, message):
+    with self.assertRaisesRegex(ValueError, message):
+      superni_selection.mixture(**arguments)
+
+  def test_gin_file(self):
+    gin.add_config_file_search_path(str(ROOT))
+    gin.parse_config_files_and_bindings(['gin_configs/runs/superni.gin'], [
+        'SUPERNI_TASKS = 5', 'SUPERNI_TRAIN = 20', 'SUPERNI_SEED = 3'])
+    name = gin.query_parameter('%MIXTURE_OR_TASK_NAME').scoped_configurable_fn()
+    self.assertEqual(name, 'superni_5_tasks_seed_3')
+    self.assertEqual(self.members(name), self.members(superni_selection.mixture(5, 3)))
+    (self.folder / 'tasks' / 'task0_train.json').write_text(json.dumps(superni_case.task(200)))
+    self.assertEqual({split: _source('superni_task0_train').num_input_examples(split) for split in ('train', 'validation')},
+                     {'train': 20, 'validation': 40})
+
+
+class SummaryTest(superni_case.SuperNiTestCase):
+
+  def test_means_by_category_of_an_evaluation(self):
+    """Three tasks of two categories, the second with half as many instances; predictions are right for the first reference."""
+    contents = {'task1_a': superni_case.task(10), 'task2_b': superni_case.task(5, Categories=['Text to Text', 'Misc.']),
+                'task3_c': superni_case.task(10, Categories=['Text to Text'])}
+    self.register(list(contents), ['task4_d'], tasks={**contents, 'task4_d': superni_case.task()})
+    converter = training_features.converter_for(task_index.from_mixture('superni'))(pack=False)
+    evaluator = summaries.Evaluator('superni', converter, eval_split='validation', logger_cls=[seqio.JSONLogger],
+                                    log_dir=str(self.folder))
+    right = {'superni_task1_a': 'a0', 'superni_task2_b': 'a0', 'superni_task3_c': 'nothing'}
+    vocabulary = seqio.ByteVocabulary()
+    sizes, names = {'superni_task1_a': 2, 'superni_task2_b': 1, 'superni_task3_c': 2}, iter(sorted(right))
+
+    def predict(dataset):
+      name = next(names)
+      self.assertLen(list(dataset), sizes[name])
+      return [(i, vocabulary.encode(right[name])) for i in range(sizes[name])]
+
+    metrics, _ = evaluator.evaluate(compute_metrics=True, step=3, predict_fn=predict)
+    # Right: 1 of 2, 1 of 1, 0 of 2.
+    self.assertEqual(metrics.result()['superni'], {
+        **{name: 40.0 for name in ('exact_match', 'rouge1', 'rougeL', 'rougeLsum')},
+        'exact_match/word_semantics': 50.0, 'rougeL/word_semantics': 50.0,
+        'exact_match/text_to_text': 100 / 3, 'rougeL/text_to_text': 100 / 3})
+    evaluator.close()
+    line = json.loads((self.folder / 'superni_task2_b-metrics.jsonl').read_text())
+    self.assertEqual((line['category'], line['exact_match'], line['step']), ('Text to Text', 100.0, 3))
+    line = json.loads((self.folder / 'superni-metrics.jsonl').read_text())
+    self.assertEqual((line['rougeL'], line['exact_match/word_semantics']), (40.0, 50.0))
+
+
+class SharedSuperNiTest(superni_case.SuperNiTestCase):
   """The hundred tasks of the shared folder."""
 
   def setUp(self):
@@ -322,14 +293,16 @@ class SharedSuperNiTest(SuperNiTestCase):
       self.assertBetween(task.num_input_examples('train'), 40, 100)
       self.assertBetween(task.num_input_examples('validation'), 10, 50)
     self.assertEqual(test[5].num_input_examples('test'), 100)
-    self.assertIn('superni_task105_story_cloze_rocstories_sentence_generation',
-                  [task.name for task in train])
+    self.assertIn('superni_task105_story_cloze_rocstories_sentence_generation', [task.name for task in train])
+    self.assertLen(self.members(superni_selection.mixture(100, of='superni_all')), 100)
 
   def test_nothing_is_in_two_splits(self):
-    source = seqio.TaskRegistry.get('superni_task033_winogrande_answer_generation').source
-    ids = [row['id'] for split in source.splits for row in source.rows(split)]
-    self.assertLen(set(ids), 220)
-    self.assertLen(ids, 220)
+    source = _source('superni_task033_winogrande_answer_generation')
+    for seed in (None, 0):
+      gin.parse_config(f'superni_splits.sizes.seed = {seed}')
+      ids = [row['id'] for split in source.splits for row in source.rows(split)]
+      self.assertLen(set(ids), 220)
+      self.assertLen(ids, 220)
 
   def test_gold_predictions_score_100_and_the_iterator_can_be_saved(self):
     task = seqio.TaskRegistry.get('superni_task388_torque_token_classification')
@@ -339,8 +312,8 @@ class SharedSuperNiTest(SuperNiTestCase):
     scores = {}
     for metric in task.metric_fns:
       scores.update(metric(targets, [references[-1] for references in targets]))
-    self.assertEqual(
-        scores, {name: 100.0 for name in ('rouge1', 'rougeL', 'rougeLsum', 'exact_match')})
+    self.assertEqual(scores.pop('category').textdata, 'Information Extraction')
+    self.assertEqual(scores, {name: 100.0 for name in ('rouge1', 'rougeL', 'rougeLsum', 'exact_match')})
     iterator = iter(task.get_dataset(LENGTHS, 'train', seed=0, num_epochs=None))
     checkpoint = tf.train.Checkpoint(iterator=iterator)
     next(iterator)
@@ -348,50 +321,6 @@ class SharedSuperNiTest(SuperNiTestCase):
     wanted = [next(iterator)['inputs_pretokenized'].numpy() for _ in range(5)]
     checkpoint.read(path)
     self.assertEqual([next(iterator)['inputs_pretokenized'].numpy() for _ in range(5)], wanted)
-
-
-class MetricsTest(parameterized.TestCase):
-
-  def test_rouge_l(self):
-    # Stems: "the cats sat" against "the cat sat down": common subsequence 3, precision 3/3,
-    # recall 3/4, F = 6/7; the second reference shares one word of 2 and 3: F = 2/5.
-    scores = superni_metrics.rouge([['The cat sat down.', 'a dog sat here, the']],
-                                   ['the cats sat'])
-    self.assertAlmostEqual(scores['rougeL'], 100 * 6 / 7)
-    # In another order the unigrams all match, the longest common subsequence is one word of two.
-    scores = superni_metrics.rouge([['sat there']], ['there sat'])
-    self.assertAlmostEqual(scores['rouge1'], 100.0)
-    self.assertAlmostEqual(scores['rougeL'], 50.0)
-
-  def test_mean_over_instances(self):
-    scores = superni_metrics.rouge([['yes'], ['no', 'nope']], ['yes', 'maybe'])
-    self.assertAlmostEqual(scores['rougeL'], 50.0)
-
-  def test_exact_match(self):
-    targets = [['The  answer!'], ['no', 'nope'], ['an apple'], ['']]
-    predictions = ['the answer', 'Nope.', 'apple', ' ']
-    # Articles stay, so that the third differs.
-    self.assertEqual(superni_metrics.exact_match(targets, predictions), {'exact_match': 75.0})
-
-  def test_refusals(self):
-    with self.assertRaisesRegex(ValueError, '1 targets and 0 predictions'):
-      superni_metrics.rouge([['x']], [])
-    with self.assertRaisesRegex(ValueError, 'an instance has no reference'):
-      superni_metrics.exact_match([[]], ['x'])
-
-  def test_benchmark_scores(self):
-    metrics = {'a': {'rougeL': 10.0}, 'b': {'rougeL': 40.0}, 'c': {'rougeL': 70.0}}
-    self.assertEqual(superni.benchmark_scores(metrics), {'rougeL': 40.0})
-    scores = superni.benchmark_scores(metrics, {'a': 100, 'b': 50, 'c': 50},
-                                      {'a': 'X', 'b': 'X', 'c': 'Y'})
-    # (10 * 100 + 40 * 50 + 70 * 50) / 200; X: (10 * 100 + 40 * 50) / 150.
-    self.assertEqual(scores, {'rougeL': 32.5, 'rougeL/X': 20.0, 'rougeL/Y': 70.0})
-    with self.assertRaisesRegex(ValueError, 'no category given for c'):
-      superni.benchmark_scores(metrics, None, {'a': 'X', 'b': 'X'})
-    with self.assertRaisesRegex(ValueError, 'c has the metrics'):
-      superni.benchmark_scores({**metrics, 'c': {}})
-    with self.assertRaisesRegex(ValueError, 'no metrics of any task'):
-      superni.benchmark_scores({})
 
 
 if __name__ == '__main__':
