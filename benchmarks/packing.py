@@ -35,7 +35,7 @@ _SYSTEM = flags.DEFINE_string('system', 'cpoly', 'A file of gin_configs/systems,
 _MODEL = flags.DEFINE_string('model', 't5_1_1/small', 'A file of gin_configs/models, without .gin.')
 _ROWS = flags.DEFINE_integer('rows', 4, 'Rows of a batch.')
 _RANK = flags.DEFINE_integer('rank', 4, 'Rank of each skill.')
-_SEGMENTS = flags.DEFINE_integer('segments', 8, 'Examples in a packed row, at most.')
+_SEGMENTS = flags.DEFINE_integer('segments', 5, 'Examples in a packed row, at most.')
 _VOCABULARY = flags.DEFINE_string('vocabulary', None, 'A SentencePiece model; None: one of 8,000 pieces is trained.')
 _COUNTED = flags.DEFINE_integer('counted', 100, 'Batches of each kind whose tokens are counted.')
 
