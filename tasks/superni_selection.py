@@ -1,4 +1,4 @@
-"""Mixtures of some Super-NI tasks, chosen by a seed: the C-Poly paper trains on 100 of them (arXiv 2312.03248).
+"""Mixtures of some Super-NI tasks, chosen by a seed, for experiments in the manner of C-Poly (arXiv 2312.03248).
 
 Which tasks there are is known when tasks.superni is imported, how many a run wants only when its gin files have been read. So
 a run names its mixture by a call:
