@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
 from collections.abc import Callable, Sequence
 
 from flax import struct
@@ -103,14 +102,6 @@ class Adapter:
   def describe(self) -> Router:
     """Returns a router that belongs to no network, to ask it for its sizes."""
     return self.router(parent=None)
-
-  def inventory_settings(self) -> dict[str, Any]:
-    """Returns what defines the skills' function besides their parameters: `kind`, and e.g. `mixing` and `alpha` of LoRA."""
-    inventory = self.inventory(num_skills=1, features=1, parent=None)
-    of_projection = ('num_skills', 'features', 'name')
-    settings = {field.name: getattr(inventory, field.name) for field in dataclasses.fields(inventory)
-                if field.name not in of_projection}
-    return {'kind': type(inventory).__name__, **{k: v for k, v in settings.items() if isinstance(v, (bool, int, float, str))}}
 
   def router_of(self, granularity: str) -> Router | None:
     """Makes the router that everything inside a layer, a stack or the model shares; None if it is shared elsewhere."""

@@ -20,8 +20,9 @@ import seqio
 import tensorflow as tf
 
 from cpoly_jax import task_index
+from cpoly_jax import vocabularies
 
-BYTES = 'bytes'
+BYTES = vocabularies.BYTES
 TASK_ID = 'task_id'  # [1], what the feature converter reads.
 TASK_KEY = 'task_key'  # [], what sources write.
 
@@ -125,14 +126,7 @@ def vocabulary(path: str = BYTES, extra_ids: int | None = None) -> seqio.Vocabul
   if path == BYTES:
     chosen = seqio.ByteVocabulary(extra_ids=extra_ids or 0)
   else:
-    try:
-      exists = tf.io.gfile.exists(path)
-    except (tf.errors.OpError, OSError) as e:
-      raise FileNotFoundError(f'cannot reach the vocabulary {path}: {str(e).splitlines()[0]}') from None
-    if not exists:
-      raise FileNotFoundError(
-          f"no SentencePiece model at {path}: set VOCABULARY_PATH to one, or to '{BYTES}'")
-    chosen = seqio.SentencePieceVocabulary(path, extra_ids)
+    chosen = vocabularies.sentence_pieces(path, extra_ids)
   _RUN_VOCABULARY.choose(chosen)
   return chosen
 

@@ -18,7 +18,9 @@ import seqio
 from t5x import metrics
 from t5x import models
 
+from cpoly_jax import model_settings
 from cpoly_jax import routing
+from cpoly_jax import vocabularies
 from cpoly_jax.routing import priors
 from cpoly_jax.task_index import TaskIndex
 from cpoly_jax.training.features import TASK_ID, converter_for
@@ -132,20 +134,31 @@ class CPolyModel(models.EncoderDecoderModel):
     self.task_index.check_covers([task.name for task in seqio.get_subtasks(mixture_or_task)])
 
   def checkpoint_metadata(self) -> dict[str, Any]:
-    """What a checkpoint has to tell of this model besides its parameters."""
-    adapter = getattr(self.module, 'adapter', None)
-    return {'task_index': self.task_index.to_json(), 'skills': None if adapter is None else adapter.inventory_settings()}
+    """What a checkpoint has to tell of this model besides its parameters: all that rebuilds it (`cpoly_jax.model_settings`)."""
+    return {'task_index': self.task_index.to_json(), **model_settings.describe(self.module),
+            'vocabularies': {'input': vocabularies.describe(self.input_vocabulary),
+                             'output': vocabularies.describe(self.output_vocabulary)}}
 
   def check_checkpoint_metadata(self, metadata: Mapping[str, Any], where: str = 'the checkpoint') -> None:
     """Raises ValueError for a checkpoint of other skills, or of other tasks, unless `other_tasks` allows these."""
-    there, here = metadata.get('skills'), self.checkpoint_metadata()['skills']
-    if there and here and there != here:
-      differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
-      told = lambda settings: ', '.join(f'{k} = {settings[k]!r}' for k in differ if k in settings)
-      raise ValueError(f'{where} has skills with {told(there)}, and this run {told(here)}: use the system, RANK, ALPHA and '
-                       'MIXING that it was trained with')
+    there, here = metadata.get('adapter'), model_settings.describe(self.module)['adapter']
+    if there and here:
+      _check_same(there['inventory'], here['inventory'], f'{where} has skills',
+                  'the system, INVENTORY, RANK, ALPHA and MIXING')
+      # How the routing is sampled, and for how many tasks, may change from run to run; what its parameters mean may not.
+      meaning = lambda router: {k: v for k, v in router.items() if k not in ('sampling', 'unknown_task', 'num_tasks')}
+      if not self._other_tasks:
+        _check_same(meaning(there['router']), meaning(here['router']), f'{where} has a router', 'the system and its settings')
     if 'task_index' in metadata and not self._other_tasks:
       self.task_index.check_same(TaskIndex.from_json(metadata['task_index']), where)
+
+
+def _check_same(there: Mapping[str, Any], here: Mapping[str, Any], what: str, settings: str) -> None:
+  """Raises ValueError, naming what differs, unless the settings of a checkpoint are those of the run."""
+  differ = [k for k in {**there, **here} if there.get(k) != here.get(k)]
+  if differ:
+    told = lambda side: ', '.join(f'{k} = {side[k]!r}' for k in differ if k in side)
+    raise ValueError(f'{what} with {told(there)}, and this run {told(here)}: use {settings} that it was trained with')
 
 
 class _Initializing:
@@ -161,14 +174,16 @@ class _Initializing:
     return self._module.init(rng, *args, task_ids=jnp.zeros(args[0].shape[0], jnp.int32), **kwargs)
 
 
-def summarize_run(model_dir: str, summary_writer, step: int, *, task_index: TaskIndex) -> None:
-  """T5X's `summarize_config_fn` for routed runs: writes config.gin and `task_index.json`.
+def summarize_run(model_dir: str, summary_writer, step: int, *, model: CPolyModel) -> None:
+  """T5X's `summarize_config_fn` for routed runs: writes config.gin, `task_index.json` and `model.json`.
+
+  `model.json` is what rebuilds the network without gin; checkpoints of t5x_lite have it, too, those of google-research/t5x not.
 
   Args:
     model_dir: the folder of the run.
     summary_writer: as T5X passes it, or None.
     step: the step that starts.
-    task_index: the run's tasks; compared with those that `model_dir` has.
+    model: the run's; its tasks are compared with those that `model_dir` has.
 
   Raises:
     ValueError: `model_dir` belongs to a run with other tasks.
@@ -176,6 +191,7 @@ def summarize_run(model_dir: str, summary_writer, step: int, *, task_index: Task
   from t5x import gin_utils  # Here: models are used without gin, too.
   there = TaskIndex.load(model_dir)
   if there is not None:
-    task_index.check_same(there, model_dir)
+    model.task_index.check_same(there, model_dir)
   gin_utils.summarize_gin_config(model_dir, summary_writer, step)
-  task_index.save(model_dir)
+  model.task_index.save(model_dir)
+  model_settings.save(model.checkpoint_metadata(), model_dir)

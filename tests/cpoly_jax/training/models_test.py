@@ -267,12 +267,24 @@ class ModelTest(absltest.TestCase):
     """Parameters of the same shapes would compute something else."""
     model = _model()
     metadata = model.checkpoint_metadata()
-    self.assertEqual(metadata['skills'], {'kind': 'LoRA', 'rank': 4, 'alpha': 1.0, 'mixing': 'group_factors'})
-    metadata['skills'] = {**metadata['skills'], 'mixing': 'products'}
+    kept = metadata['adapter']['inventory']
+    self.assertEqual(kept, {'kind': 'LoRA', 'rank': 4, 'alpha': 1.0, 'mixing': 'group_factors'})
+    metadata['adapter']['inventory'] = {**kept, 'mixing': 'products'}
     with self.assertRaisesRegex(ValueError, "checkpoint_3 has skills with mixing = 'products', and this run mixing = 'group_"):
       model.check_checkpoint_metadata(metadata, 'run/checkpoint_3')
-    del metadata['skills']  # As in checkpoints that do not tell.
+    del metadata['adapter']  # As in checkpoints that do not tell.
     model.check_checkpoint_metadata(metadata)
+
+  def test_checkpoints_of_another_routing_are_refused(self):
+    model = _model()
+    metadata = model.checkpoint_metadata()
+    router = metadata['adapter']['router']
+    router['sampling']['noise'] = 'task'  # How it trains may change.
+    model.check_checkpoint_metadata(metadata)
+    router['specific'] = 'gumbel'
+    with self.assertRaisesRegex(ValueError, "checkpoint_3 has a router with specific = 'gumbel', and this run specific = 'lea"):
+      model.check_checkpoint_metadata(metadata, 'run/checkpoint_3')
+    _model(other_tasks=True).check_checkpoint_metadata(metadata)
 
 
 if __name__ == '__main__':
