@@ -83,8 +83,8 @@ def build(description: Mapping[str, Any], *, dtype: Any = None) -> Transformer:
     config = T5Config(**{k: _value(v) for k, v in network.items()} | {'dtype': jnp.dtype(network['dtype']).type})
     adapter = description['adapter']
     if adapter is not None:
-      adapter = Adapter(router=_factory(adapter['router']), inventory=_factory(adapter['inventory']), targets=adapter['targets'],
-                        granularity=adapter['granularity'])
+      adapter = Adapter(router=_factory(adapter['router']), inventory=_factory(adapter['inventory']),
+                        targets=adapter['targets'], granularity=adapter['granularity'])
   except (KeyError, TypeError) as e:
     raise ValueError(f'these are not the settings of a network: {e}') from None
   return Transformer(config=config, adapter=adapter)

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Sequence
+
+from cpoly_jax import command_line
 
 _TINY = pathlib.Path(__file__).resolve().parent / 'assets' / 'tiny_base'
 
@@ -54,19 +57,19 @@ def export(run: str, destination: pathlib.Path = _TINY) -> pathlib.Path:
   return file
 
 
-def main(arguments: list[str]) -> int:
-  """Command line: one argument, the run's folder."""
-  if len(arguments) != 1:
-    print('usage: python -m cpoly_jax.pretrained MODEL_DIR', file=sys.stderr)
-    return 2
-  try:
-    file = export(arguments[0])
-  except (FileNotFoundError, ValueError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    return 1
-  print(f'{file}: {file.stat().st_size / 1e6:.2f} MB')
-  return 0
+def _run(arguments: Sequence[str]) -> command_line.Result:
+  """Exports the run of the one argument; returns the line that tells of it, and the exit code."""
+  parser = command_line.Parser(prog='python -m cpoly_jax.pretrained', allow_abbrev=False,
+                               description="Writes the parameters of a run's newest checkpoint as the project's small base.")
+  parser.add_argument('run', metavar='MODEL_DIR', help='the folder of a finished run of pretrain_tiny.gin')
+  file = export(parser.parse_args(arguments).run)
+  return f'{file}: {file.stat().st_size / 1e6:.2f} MB', 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Prints which file was written; returns the exit code."""
+  return command_line.main(_run, arguments)
 
 
 if __name__ == '__main__':
-  sys.exit(main(sys.argv[1:]))
+  sys.exit(main())

@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from etils import epath
 
+from cpoly_jax import command_line
 from cpoly_jax.systems import tables
-from tasks import command_line
 from tasks import crossfit_files
 from tasks import own_data_checks
 from tasks import own_data_files
 from tasks import records
 from tasks import superglue_formats
 from tasks import superni_files
+from tasks.command_line import configured
 
 _EXAMPLES = """
 Prints one line for each fault, then what the folder holds. The exit code is 1 where there are faults. Warnings (leaks from
@@ -63,7 +64,7 @@ class Report:
       try:
         yield
       except (ValueError, OSError) as e:
-        self.faults.append(_first_line(e))
+        self.faults.append(command_line.first_line(e))
     by_file = collections.defaultdict(list)
     for fault in bad:
       by_file[fault.path].append(fault.message)
@@ -90,10 +91,6 @@ class Report:
     found = [f'{len(kind)} {what}{"s"[:len(kind) != 1]}' for kind, what in (
         (self.faults, 'fault'), (self.warnings, 'warning')) if kind]
     return '\n'.join([*lines, f"{name}: {tasks}, {', '.join(found) or 'no faults'}"])
-
-
-def _first_line(error: Exception) -> str:
-  return str(error).strip().splitlines()[0]
 
 
 def check(folder: os.PathLike | str) -> Report:
@@ -203,7 +200,7 @@ def run(arguments: Sequence[str]) -> tuple[str, int]:
     FileNotFoundError: there is no such folder.
   """
   options = _parser().parse_args(arguments)
-  with command_line.configured((), (), options.skip_bad_lines):
+  with configured((), (), options.skip_bad_lines):
     report = check(options.folder)
   return report.text(options.folder), int(bool(report.faults))
 

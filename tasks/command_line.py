@@ -1,35 +1,12 @@
-"""What the command lines of this package share: flags, gin bindings among them, and mistakes told in one line."""
+"""What the command lines of this package share: gin, as a run or a folder of tasks needs it, and empty again afterwards."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import sys
-from typing import Any, NoReturn
-from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from collections.abc import Iterator, Sequence
 
 SKIP_BAD_LINES = 'tasks.records.skip_bad_lines.limit'
-
-
-class Parser(argparse.ArgumentParser):
-  """Tells of a wrong flag as of any other mistake."""
-
-  def error(self, message: str) -> NoReturn:
-    raise ValueError(message)
-
-
-def split_bindings(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Returns the gin bindings among the arguments, as gin has them, and the other arguments."""
-  bindings, others = [], []
-  for argument in arguments:
-    name, equals, value = argument.removeprefix('--gin.').partition('=')
-    if not argument.startswith('--gin.'):
-      others.append(argument)
-    elif equals:
-      bindings.append(f'{name} = {value}')
-    else:
-      raise ValueError(f'{argument} has no value: write {argument}=VALUE')
-  return bindings, others
 
 
 @contextlib.contextmanager
@@ -54,22 +31,3 @@ def configured(files: Sequence[str], bindings: Sequence[str], skip_bad_lines: in
     yield found
   finally:
     gin.clear_config()
-
-
-def main(run: Callable[[Sequence[str]], tuple[str, int]], arguments: Sequence[str] | None) -> int:
-  """Prints what `run` returns; returns its exit code. A mistake is one line on stderr and exit code 1.
-
-  Args:
-    run: takes the arguments, and returns a text and an exit code.
-    arguments: those of the command line; None: of the process.
-  """
-  from absl import logging  # pylint: disable=g-import-not-at-top
-  logging.set_verbosity(logging.WARNING)
-  logging.use_absl_handler()
-  try:
-    text, code = run(sys.argv[1:] if arguments is None else arguments)
-  except (ValueError, OSError) as e:
-    print(f'error: {str(e).strip().splitlines()[0]}', file=sys.stderr)
-    return 1
-  print(text)
-  return code

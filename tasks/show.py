@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import seqio
 
+from cpoly_jax import command_line
 from cpoly_jax import task_index
-from tasks import command_line
 from tasks import features
 from tasks import own_data
 from tasks import own_data_files
 from tasks import samples
 from tasks import show_report
+from tasks.command_line import configured
 
 _EXAMPLES = """
 columns:
@@ -156,7 +157,7 @@ def run(arguments: Sequence[str]) -> tuple[str, int]:
   lengths = parse_lengths(options.lengths)
   if options.sample < 1 or options.n < 0:
     raise ValueError(f'--sample={options.sample} --n={options.n}: write whole numbers, --sample above 0')
-  with command_line.configured(options.gin_file, bindings, options.skip_bad_lines) as of_run:
+  with configured(options.gin_file, bindings, options.skip_bad_lines) as of_run:
     if options.vocabulary_path or not of_run:
       features.vocabulary(options.vocabulary_path or features.BYTES)
     name = options.name or of_run.get('name')

@@ -27,7 +27,7 @@ class RowSource(seqio.DataSource):
   """Base of the sources: a subclass says where rows are, reads them, and makes examples of them.
 
   Args:
-    task: SeqIO name of the task, whose key every example gets.
+    task: SeqIO name of the task, whose key every example gets that `to_example` gives none.
   """
 
   def __init__(self, task: str):
@@ -91,7 +91,7 @@ class RowSource(seqio.DataSource):
       shard = [shard[i] for i in order]
     seed = 0 if seed is None else int(seed)
     # A shard without rows still needs the features of one, and then takes none of it.
-    examples = [{**self.to_example(row, split, seed), features.TASK_KEY: self._key} for row in shard or rows[:1]]
+    examples = [{features.TASK_KEY: self._key, **self.to_example(row, split, seed)} for row in shard or rows[:1]]
     return tf.data.Dataset.from_tensor_slices(_columns(examples)).take(len(shard))
 
 

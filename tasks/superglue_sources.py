@@ -48,6 +48,10 @@ class SuperGlueSource(sources.RowSource):
     form: how its files are read.
   """
 
+  # The environment variable that names the folder of the files, and what is in there, for those who lack them.
+  variable = VARIABLE
+  layout = LAYOUT
+
   def __init__(self, name: str, task: str, form: superglue_formats.Format):
     super().__init__(name)
     self._task = task
@@ -72,7 +76,7 @@ class SuperGlueSource(sources.RowSource):
     if folder is not None:
       rows = self._format.read(self._file(folder, split), labelled=split != 'test')
     else:
-      rows = map(self._format.from_tfds, sources.prepared_tfds(self._tfds_name(), split, VARIABLE, LAYOUT))
+      rows = map(self._format.from_tfds, sources.prepared_tfds(self._tfds_name(), split, self.variable, self.layout))
     return self._chosen(rows, split)
 
   def _folder(self) -> epath.Path | None:
@@ -82,7 +86,7 @@ class SuperGlueSource(sources.RowSource):
   def _file(self, folder: epath.Path, split: str) -> epath.Path:
     path = folder / _FILES[split]
     if not path.exists():
-      raise FileNotFoundError(f'no file {path}; {VARIABLE} must name a folder with {LAYOUT}')
+      raise FileNotFoundError(f'no file {path}; {self.variable} must name a folder with {self.layout}')
     return path
 
   def _tfds_name(self) -> str:
@@ -135,6 +139,9 @@ class PronounSource(SuperGlueSource):
   Its folder is DPR_DIR, or else DPR in SUPERGLUE_DIR; without either it is TFDS's `definite_pronoun_resolution`.
   """
 
+  variable = DPR_VARIABLE
+  layout = DPR_LAYOUT
+
   @property
   def splits(self) -> Sequence[str]:
     return tuple(split for split in super().splits if split != 'validation')
@@ -146,23 +153,17 @@ class PronounSource(SuperGlueSource):
       rows = records.read_rows(self._file(folder, split), (),
                                lambda line, where: superglue_formats.dpr_rows(line, number(where), where))
     else:
-      examples = sources.prepared_tfds(self._tfds_name(), split, DPR_VARIABLE, DPR_LAYOUT)
+      examples = sources.prepared_tfds(self._tfds_name(), split, self.variable, self.layout)
       rows = [row for i, line in enumerate(examples, start=1)
               for row in superglue_formats.dpr_rows(line, i, f'{self._tfds_name()}, {split} {i}')]
     return self._chosen(rows, split)
 
   def _folder(self) -> epath.Path | None:
-    folder = records.folder_of(DPR_VARIABLE, DPR_LAYOUT)
+    folder = records.folder_of(self.variable, self.layout)
     if folder is None:
       beside = super()._folder()
       folder = beside if beside and beside.is_dir() else None
     return folder
-
-  def _file(self, folder: epath.Path, split: str) -> epath.Path:
-    path = folder / _FILES[split]
-    if not path.exists():
-      raise FileNotFoundError(f'no file {path}; {DPR_VARIABLE} must name a folder with {DPR_LAYOUT}')
-    return path
 
   def _tfds_name(self) -> str:
     return 'definite_pronoun_resolution/plain_text'

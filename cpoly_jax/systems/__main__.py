@@ -7,9 +7,9 @@ import difflib
 import os
 import re
 import sys
-from typing import NoReturn
 from collections.abc import Sequence
 
+from cpoly_jax import command_line
 from cpoly_jax.systems import tables
 
 _EXAMPLES = """
@@ -34,15 +34,8 @@ HEADER = ('system', 'T', 'S', 'skills', 'routing', 'base', '% of base', 'active'
 MATCH_HEADER = ('system', 'macro', 'was', 'value', 'parameters', 'difference %')
 
 
-class _Parser(argparse.ArgumentParser):
-  """Tells of a wrong flag as of any other mistake."""
-
-  def error(self, message: str) -> NoReturn:
-    raise ValueError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
+  parser = command_line.Parser(
       prog='python -m cpoly_jax.systems', allow_abbrev=False, epilog=_EXAMPLES,
       formatter_class=argparse.RawDescriptionHelpFormatter,
       description='Parameters and costs of all systems on one model; nothing is allocated and no device is used.')
@@ -57,25 +50,6 @@ def _parser() -> argparse.ArgumentParser:
   add('--to', default='cpoly', metavar='SYSTEM', help='whose budget the others get (default: %(default)s)')
   add('--vary', metavar='MACRO', help='what --match changes: NUM_SKILLS, RANK, NUM_COMMON, ...')
   return parser
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-  """Returns the gin bindings among the arguments, as gin has them, and the other arguments."""
-  bindings, others = [], []
-  for argument in arguments:
-    if not argument.startswith('--gin.'):
-      others.append(argument)
-      continue
-    name, equals, value = argument.removeprefix('--gin.').partition('=')
-    if not equals:
-      raise ValueError(f'{argument} has no value: write {argument}=VALUE')
-    bindings.append(f'{name} = {value}')
-  return bindings, others
-
-
-def _message(error: Exception) -> str:
-  """The first line; gin appends others."""
-  return str(error).strip().split('\n')[0]
 
 
 def _check(names: Sequence[str], request, macros: Sequence[str]) -> None:
@@ -116,7 +90,7 @@ def _table(names, request, form: str) -> tuple[str, list[str]]:
         title = (f'{request.model}: base of {found.base:,} parameters and {base:,.0f} FLOPs/token, '
                  f'in batches of {batch[0]} with {batch[1]} inputs and {batch[2]} targets')
     except (ValueError, OSError) as e:
-      notes.append(f'{name}: {_message(e)}')
+      notes.append(f'{name}: {command_line.first_line(e)}')
       continue
     trained = [found.trained[group] or None for group in counts.GROUPS]
     rows.append((made.system, made.num_tasks, found.num_skills or None, *trained,
@@ -138,7 +112,7 @@ def _matched(names, request, options: argparse.Namespace) -> tuple[str, list[str
     try:
       found = matching.match(name, request, options.match, options.vary, reference)
     except (ValueError, OSError) as e:
-      notes.append(f'{name}: {_message(e)}')
+      notes.append(f'{name}: {command_line.first_line(e)}')
       continue
     rows.append((name, options.vary, found.before, found.value, found.count, 100 * found.difference))
   text = tables.render(MATCH_HEADER, rows, options.format)
@@ -146,14 +120,14 @@ def _matched(names, request, options: argparse.Namespace) -> tuple[str, list[str
   return text if options.format == tables.CSV else f'{title}\n\n{text}', notes
 
 
-def run(arguments: Sequence[str]) -> tuple[str, list[str]]:
-  """Returns what the program prints: a table and notes.
+def run(arguments: Sequence[str]) -> command_line.Result:
+  """Returns what the program prints: a table, and notes on systems that are left out.
 
   Raises:
     ValueError: a mistake in the arguments.
     FileNotFoundError: no such gin file.
   """
-  bindings, others = _split(arguments)
+  bindings, others = command_line.split_bindings(arguments)
   options = _parser().parse_args(others)
   if bool(options.match) != bool(options.vary):
     raise ValueError('--match and --vary go together: --match=trainable --to=cpoly --vary=NUM_SKILLS')
@@ -166,28 +140,19 @@ def run(arguments: Sequence[str]) -> tuple[str, list[str]]:
   told = [match[1] for match in (re.match(r'\s*(\w+) =', binding) for binding in bindings) if match]
   if options.match:
     _check([options.to, *names], request, [options.vary, *told])
-    return _matched(names, request, options)
-  _check(names, request, told)
-  return _table(names, request, options.format)
+    text, notes = _matched(names, request, options)
+  else:
+    _check(names, request, told)
+    text, notes = _table(names, request, options.format)
+  return text, 0, *(f'left out: {note}' for note in notes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Prints a table; returns the exit code. A mistake is one line on stderr and exit code 1."""
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  from absl import logging
   import jax
-  logging.set_verbosity(logging.WARNING)  # t5x logs what gin parsed.
-  logging.use_absl_handler()  # So that t5x can keep back what gin logs of folders without a file.
   jax.config.update('jax_platforms', 'cpu')  # A training may hold the accelerator.
-  try:
-    text, notes = run(sys.argv[1:] if arguments is None else arguments)
-  except (ValueError, OSError) as e:
-    print(f'error: {_message(e)}', file=sys.stderr)
-    return 1
-  print(text)
-  for note in notes:
-    print(f'left out: {note}', file=sys.stderr)
-  return 0
+  return command_line.main(run, arguments)
 
 
 if __name__ == '__main__':

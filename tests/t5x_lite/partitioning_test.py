@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 import types
 import unittest
 
@@ -20,6 +17,7 @@ import numpy as np
 from t5x import optimizers
 from t5x import partitioning
 from t5x import train_state
+from tests.t5x_lite import eight_devices
 
 
 def _state(shape=(8, 16), names=('embed', 'mlp'), definition=None):
@@ -201,13 +199,7 @@ class InOwnProcessTest(absltest.TestCase):
 
   @unittest.skipIf(jax.device_count() == 8, 'this is that process')
   def test_eight_devices(self):
-    result = subprocess.run(
-        [sys.executable, __file__, 'EightDevices'], text=True, capture_output=True, check=False,
-        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-             'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
-    self.assertEqual(result.returncode, 0, result.stderr[-5000:])
-    self.assertRegex(result.stderr, r'Ran [1-9]\d* tests')
-    self.assertNotIn('skipped', result.stderr)
+    eight_devices.run(self, __file__)
 
 
 if __name__ == '__main__':

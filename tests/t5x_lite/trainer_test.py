@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import unittest
 
@@ -28,6 +26,7 @@ from t5x import partitioning
 from t5x import state_utils
 from t5x import train_state as train_state_lib
 from t5x import trainer as trainer_lib
+from tests.t5x_lite import eight_devices
 from tests.t5x_lite import small_t5
 
 
@@ -400,14 +399,7 @@ class InOwnProcessTest(absltest.TestCase):
 
   @unittest.skipIf(jax.device_count() == 8, 'this is that process')
   def test_eight_devices(self):
-    result = subprocess.run(
-        [sys.executable, __file__, 'EightDevices'], text=True, capture_output=True, check=False,
-        env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-             'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-             'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
-    self.assertEqual(result.returncode, 0, result.stderr[-5000:])
-    self.assertRegex(result.stderr, r'Ran [1-9]\d* tests')
-    self.assertNotIn('skipped', result.stderr)
+    eight_devices.run(self, __file__, JAX_DISABLE_MOST_OPTIMIZATIONS='1')
 
 
 if __name__ == '__main__':

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
-import pathlib
-import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
-import gin
 
 from cpoly_jax import testing
 from tasks import check
 from tasks import own_data_checks
 from tasks.own_data_files import Row
+from tests.tasks import command_case
 
 
 def run(*arguments):
-  """Returns (exit code, standard output, standard error)."""
-  out, err = io.StringIO(), io.StringIO()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    code = check.main(list(map(str, arguments)))
-  return code, out.getvalue(), err.getvalue()
+  return command_case.run(check.main, *arguments)
 
 
-class CheckTest(parameterized.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    gin.clear_config()
-    self.addCleanup(gin.clear_config)
-    self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-
-  def write(self, name, content):
-    path = self.folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not isinstance(content, (str, bytes)):
-      content = ''.join(json.dumps({'input': a, 'target': b}) + '\n' for a, b in content)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+class CheckTest(command_case.FolderTestCase):
 
   def lines(self, *arguments):
     """Returns the exit code and the lines, with `F` for the folder."""

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import pathlib
-import tempfile
-
 from absl.testing import absltest
 from absl.testing import parameterized
 from etils import epath
 import gin
 
 from tasks import crossfit_files
+from tests.tasks import command_case
 
 
-class FilesTestCase(parameterized.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-    self.addCleanup(gin.clear_config)
-
-  def _write(self, name, data):
-    path = self.folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    return path
-
-
-class ReadTsvTest(FilesTestCase):
+class ReadTsvTest(command_case.FolderTestCase):
 
   def test_rows(self):
-    path = self._write('x.tsv', '\ufeffone\tyes\r\n\n  two "b" \t no\t\tNo way \n#3\té')
+    path = self.write('x.tsv', '\ufeffone\tyes\r\n\n  two "b" \t no\t\tNo way \n#3\té')
     self.assertEqual(crossfit_files.read_tsv(path), [
         {'id': 'x.tsv:1', 'input': 'one', 'outputs': ['yes']},
         {'id': 'x.tsv:3', 'input': 'two "b"', 'outputs': ['no', 'No way']},
@@ -45,13 +29,13 @@ class ReadTsvTest(FilesTestCase):
       ('\n \n', r'x\.tsv: no rows in the file; wanted the input'),
   )
   def test_faults(self, data, expected):
-    path = self._write('x.tsv', data)
+    path = self.write('x.tsv', data)
     with self.assertRaisesRegex(ValueError, expected) as raised:
       crossfit_files.read_tsv(path)
     self.assertNotIn('\n', str(raised.exception))
 
   def test_bad_rows_are_skipped_up_to_the_limit(self):
-    path = self._write('x.tsv', 'a\tb\nhalf\nc\td\n\te\n')
+    path = self.write('x.tsv', 'a\tb\nhalf\nc\td\n\te\n')
     gin.parse_config('tasks.records.skip_bad_lines.limit = 2')
     with self.assertLogs(level='WARNING') as logged:
       rows = crossfit_files.read_tsv(path)
@@ -66,7 +50,7 @@ class ReadTsvTest(FilesTestCase):
       crossfit_files.read_tsv(self.folder / 'x.tsv')
 
 
-class TaskFilesTest(FilesTestCase):
+class TaskFilesTest(command_case.FolderTestCase):
 
   def _files(self, per_label=True, shots=2):
     return crossfit_files.TaskFiles(epath.Path(self.folder), 'boolq', shots, per_label)
@@ -74,8 +58,8 @@ class TaskFilesTest(FilesTestCase):
   def test_published(self):
     for seed in (100, 13):
       for part in crossfit_files.PARTS:
-        self._write(f'boolq/boolq_2_{seed}_{part}.tsv', f'{part} {seed}\tyes\n')
-    self._write('boolq/boolq_4_21_train.tsv', 'of another number of shots\tyes\n')
+        self.write(f'boolq/boolq_2_{seed}_{part}.tsv', f'{part} {seed}\tyes\n')
+    self.write('boolq/boolq_4_21_train.tsv', 'of another number of shots\tyes\n')
     files = self._files()
     self.assertEqual(files.seeds(), [13, 100])
     self.assertEqual(files.absent(crossfit_files.PARTS, (100, 13)), [])
@@ -90,7 +74,7 @@ class TaskFilesTest(FilesTestCase):
     self.assertLen(self._files().absent(crossfit_files.PARTS, (100,)), 3)
 
   def _write_whole(self, part, number=20):
-    self._write(f'boolq/boolq_{part}.tsv', ''.join(f'{part} {i}\t{"yes" if i % 4 else "no"}\n' for i in range(number)))
+    self.write(f'boolq/boolq_{part}.tsv', ''.join(f'{part} {i}\t{"yes" if i % 4 else "no"}\n' for i in range(number)))
 
   def test_whole_files(self):
     self._write_whole('train')
@@ -119,7 +103,7 @@ class TaskFilesTest(FilesTestCase):
 
   def test_a_lost_dev_file_is_not_drawn_from_what_is_trained_on(self):
     self._write_whole('train')
-    self._write('boolq/boolq_2_100_train.tsv', 'train 1\tyes\n')
+    self.write('boolq/boolq_2_100_train.tsv', 'train 1\tyes\n')
     files = self._files()
     self.assertLen(files.rows('train', 100), 1)
     self.assertLen(files.absent(('dev',), (100,)), 1)
@@ -127,7 +111,7 @@ class TaskFilesTest(FilesTestCase):
       files.rows('dev', 100)
 
   def test_one_test_file_for_all_seeds(self):
-    self._write('boolq/boolq_test.tsv', 'test\tyes\n')
+    self.write('boolq/boolq_test.tsv', 'test\tyes\n')
     self.assertEmpty(self._files().absent(('test',), (100, 13)))
     self.assertEqual(self._files().rows('test', 13)[0]['input'], 'test')
 

@@ -21,6 +21,7 @@ from tasks import own_data_files
 from tasks import records
 from tasks import superglue_formats
 from tasks import superni_files
+from tests.tasks import command_case
 
 hypothesis.settings.register_profile('files', max_examples=150, deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile('files')
@@ -86,13 +87,7 @@ def damaged(draw, good: bytes):
   return good[:start] + draw(st.binary(max_size=4)) + good[end:]
 
 
-class FuzzTest(parameterized.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    gin.clear_config()
-    self.addCleanup(gin.clear_config)
-    self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+class FuzzTest(command_case.FolderTestCase):
 
   def survives(self, strategy, name, read, wanted_reads):
     """Gives many files of a strategy to a reader.

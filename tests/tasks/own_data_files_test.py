@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-import tempfile
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import gin
@@ -12,24 +9,13 @@ import gin
 from tasks import own_data_files
 from tasks import records
 from tasks.own_data_files import Row
+from tests.tasks import command_case
 
 JSONL = '{"input": "a", "target": "b"}\n'
 TSV = 'input\ttarget\na\tb\n'
 
 
-class FilesTest(parameterized.TestCase):
-
-  def setUp(self):
-    super().setUp()
-    gin.clear_config()
-    self.addCleanup(gin.clear_config)
-    self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-
-  def write(self, name, content):
-    path = self.folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content if isinstance(content, bytes) else content.encode('utf-8'))
-    return path
+class FilesTest(command_case.FolderTestCase):
 
   def read(self, name, content, split='', task='t'):
     """Returns (split, input, targets, line) of each record."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pathlib
-import tempfile
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import gin
@@ -18,21 +14,14 @@ from tasks import features
 from tasks import own_data
 from tasks import own_data_metrics
 from tasks.own_data_files import Row
+from tests.tasks import command_case
 
 
-class OwnDataTest(parameterized.TestCase):
+class OwnDataTest(command_case.FolderTestCase):
 
   def setUp(self):
     super().setUp()
-    gin.clear_config()
-    self.addCleanup(gin.clear_config)
-    self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     features.vocabulary()
-
-  def write(self, name, pairs):
-    path = self.folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(''.join(json.dumps({'input': a, 'target': b}) + '\n' for a, b in pairs))
 
   def mixture(self, **settings):
     name = own_data.mixture(self.folder, **settings)

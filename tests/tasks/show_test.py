@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import pathlib
-import tempfile
-
 from absl.testing import absltest
 from absl.testing import parameterized
 import gin
@@ -18,29 +12,18 @@ from tasks import own_data
 from tasks import samples
 from tasks import show
 from tasks import show_report
+from tests.tasks import command_case
 
 
 def run(*arguments):
-  """Returns (exit code, standard output, standard error)."""
-  out, err = io.StringIO(), io.StringIO()
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    code = show.main(list(map(str, arguments)))
-  return code, out.getvalue(), err.getvalue()
+  return command_case.run(show.main, *arguments)
 
 
-class ShowTest(parameterized.TestCase):
+class ShowTest(command_case.FolderTestCase):
 
   def setUp(self):
     super().setUp()
-    gin.clear_config()
-    self.addCleanup(gin.clear_config)
     self.addCleanup(own_data.unregister)
-    self.folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-
-  def write(self, name, pairs):
-    path = self.folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(''.join(json.dumps({'input': a, 'target': b}) + '\n' for a, b in pairs))
 
   def write_two_tasks(self):
     # Inputs of 2, 4, 6 and 8 bytes, and with the end of sequence one token more.
