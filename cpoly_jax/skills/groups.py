@@ -85,14 +85,21 @@ class SkillGroup:
     if size % self.heads:
       raise ValueError(f'{self.heads} heads do not divide an axis of {size}: choose a number of heads that divides the '
                        'inputs and outputs of each adapted projection')
+    chosen, weights = self.select(bank), self.weights.astype(bank.dtype)
+    if self.heads == 1:
+      # One product with everything else flat: its result needs no transposition, which would cost more than the product.
+      flat = chosen.swapaxes(-1, -2) if swapped else chosen
+      shape = flat.shape[chosen.ndim - bank.ndim + 1:]
+      flat = flat.reshape(*flat.shape[:flat.ndim - len(shape)], -1)
+      mixed = weights[:, 0] @ flat if self.ids is None else jnp.einsum('bk,bkm->bm', weights[:, 0], flat)
+      return mixed.reshape(-1, *shape)
     letters = list('ijlm'[:bank.ndim - 1])
     shape = list(bank.shape[1:])
     letters[axis - 1] = 'h' + letters[axis - 1]
     shape[axis - 1:axis] = [self.heads, size // self.heads]
-    chosen = self.select(bank)
     blocks = chosen.reshape(*chosen.shape[:chosen.ndim - bank.ndim + 1], *shape)
     by_id, rest, order = '' if self.ids is None else 'b', ''.join(letters), -1 if swapped else 1
-    mixed = jnp.einsum(f'bhk,{by_id}k{rest}->b{"".join(letters[::order])}', self.weights.astype(bank.dtype), blocks)
+    mixed = jnp.einsum(f'bhk,{by_id}k{rest}->b{"".join(letters[::order])}', weights, blocks)
     return mixed.reshape(-1, *bank.shape[1:][::order])
 
   def mix_vectors(self, bank: jax.Array) -> jax.Array:
