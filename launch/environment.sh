@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes the environment once and reuses it.
 #
 #   VENV    folder of the virtual environment (default: .venv in the checkout)

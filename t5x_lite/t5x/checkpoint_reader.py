@@ -1,41 +1,51 @@
-"""Opens checkpoints: one view over every format that T5X has written.
+"""Opens checkpoints: one view over every format that T5X has written, and over those of other packages.
 
 `open_checkpoint` reads only the small index of a checkpoint and returns its arrays as `StoredArray`s: name,
 shape, dtype, and a way to fetch the values. Legacy T5X (a msgpack file with inline arrays or with pointers
 to zarr folders) and Orbax (OCDBT or zarr folders) both end up in TensorStore, so the rest of the package
-never asks which format it reads. `read_arrays` moves tensors one by one into their sharding.
+never asks which format it reads. `array_reader` moves tensors one by one into their sharding.
+
+An installed package makes another format readable by an entry point of the group `t5x.checkpoint_formats`: a function of
+a path (local or a bucket) that returns None if the path is not of its format, and else a mapping of T5X's flat
+parameter names, without `target/`, to tensors: objects with `shape`, `dtype` and `read(index, dtype)`, which
+returns a NumPy array for a tuple of slices. The mapping may have an attribute `metadata`: that of a `StoredCheckpoint`, with
+its `step` besides. Its ValueError and FileNotFoundError, of one line, are for the user.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import copy
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import os
 import queue
 import re
 import threading
 from typing import Any
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from absl import logging
 from etils import epath
 from flax import serialization
 from flax import traverse_util
-import jax
 import jax.numpy as jnp
 import numpy as np
+
+from t5x import array_reader
+from t5x import checksums
 
 CHECKPOINT_PREFIX = 'checkpoint_'
 STATE_ITEM = 'state'
 METADATA_ITEM = 'metadata'
+FORMATS_GROUP = 't5x.checkpoint_formats'
 # An unreachable bucket must be told within seconds; reading values has no such limit.
 _PROBE_SECONDS = 8.0
-_CONCURRENT_TENSORS = 8
 _STEP_FOLDER = re.compile(CHECKPOINT_PREFIX + r'(\d+)$')
 _PLACEHOLDER = 'PLACEHOLDER://'
+NATIVE, ORBAX = 'T5X-native', 'Orbax'
+# Under this name too, beside `open_checkpoint`.
+read_arrays = array_reader.read_arrays
 
 
 class CheckpointReadError(ValueError):
@@ -191,14 +201,28 @@ class StoredArray:
   Attributes:
     name: its name in the checkpoint, e.g. `target/encoder/encoder_norm/scale`.
     path: the checkpoint that physically holds it (differs from the one opened for a frozen base).
+    kind: the format of that checkpoint.
     cast_dtype: the dtype that values are cast to when they are read, None for the stored one.
+    checksum: of the stored values (`checksums.compute`), None if none was saved.
   """
 
   cast_dtype: np.dtype | None = None
+  checksum: str | None = None
 
-  def __init__(self, name: str, path: str, value: np.ndarray | None = None, spec: dict | None = None):
-    self.name, self.path = name, path
-    self._value, self._spec, self._opening = value, spec, None
+  def __init__(self, name: str, path: str, value: np.ndarray | None = None, spec: dict | None = None,
+               tensor: Any = None, kind: str = NATIVE):
+    """Constructor.
+
+    Args:
+      name: see above.
+      path: see above.
+      value: the values, where the index holds them; or
+      spec: TensorStore's specification; or
+      tensor: a tensor of another format: `shape`, `dtype`, `read(index, dtype)`.
+      kind: see above.
+    """
+    self.name, self.path, self.kind = name, path, kind
+    self._value, self._spec, self._tensor, self._opening = value, spec, tensor, None
     self._metadata = (spec or {}).get('metadata', {})
 
   def start_opening(self) -> None:
@@ -210,7 +234,9 @@ class StoredArray:
       self._opening = ts.open(ts.Spec(spec), open=True, read=True, context=_context())
 
   def _open(self):
-    """Returns the numpy array or the opened TensorStore."""
+    """Returns the numpy array, the opened TensorStore or the tensor of another format."""
+    if self._tensor is not None:
+      return self._tensor
     if self._spec is None:
       return self._value
     self.start_opening()
@@ -235,16 +261,19 @@ class StoredArray:
     return int(np.prod(self.shape, dtype=np.int64))
 
   def read(self, index: Any = (), dtype: np.dtype | None = None) -> np.ndarray:
-    """Reads the part of the array that `index` (a tuple of slices) selects, cast to `dtype`."""
+    """Reads the part of the array that `index` (a tuple of slices) selects, cast to `dtype`; () checks the checksum."""
+    if self.checksum is not None and index == ():
+      return checksums.read_whole(self, dtype)
     source, dtype = self._open(), dtype or self.cast_dtype
+    if self._tensor is not None:
+      return source.read(index, dtype)
     if self._spec is None:
       # A copy: the values would else keep the whole msgpack buffer alive.
       return np.array(source[index], dtype=dtype or source.dtype)
     try:
-      values = np.asarray(source[index].read().result())
+      return array_reader.read_blocks(source, index, dtype)
     except Exception as error:
       raise _unreadable(self.path, error, self.name) from error
-    return values if dtype is None else values.astype(dtype, copy=False)
 
   def get(self) -> np.ndarray:
     """Reads the whole array."""
@@ -283,15 +312,58 @@ class StoredCheckpoint:
   metadata: dict[str, Any] | None = None
 
 
+_registered: dict[str, Callable[[str], Mapping[str, Any] | None]] = {}
+
+
+def register_format(name: str, reader: Callable[[str], Mapping[str, Any] | None]) -> None:
+  """Makes another format readable in this process, as an entry point of that name does in all of them."""
+  _registered[name] = reader
+
+
+def _formats() -> dict[str, Callable[[], Callable[[str], Mapping[str, Any] | None]]]:
+  """Returns what loads the reader of each format, by name."""
+  installed = {entry.name: entry.load for entry in importlib.metadata.entry_points(group=FORMATS_GROUP)}
+  return installed | {name: (lambda reader=reader: reader) for name, reader in _registered.items()}
+
+
+def open_other_format(path: str | os.PathLike) -> StoredCheckpoint | None:
+  """Asks the readers of other formats, which installed packages offer (see the module's docstring).
+
+  Args:
+    path: a path of any kind.
+
+  Returns:
+    The checkpoint, whose arrays are parameters and the step, 0 where the format has none; None if no reader knows the format.
+
+  Raises:
+    FileNotFoundError, ValueError: a reader knows the format but cannot read this one.
+  """
+  path = absolute_path(path)
+  if not is_remote(path) and not os.path.exists(path):
+    return None
+  for kind, load in _formats().items():
+    tensors = load()(path)
+    if tensors is not None:
+      arrays = {f'target/{name}': StoredArray(f'target/{name}', path, tensor=tensor, kind=kind)
+                for name, tensor in tensors.items()}
+      metadata = getattr(tensors, 'metadata', None)
+      step = np.asarray((metadata or {}).get('step') or 0, np.int32)
+      arrays['state/step'] = StoredArray('state/step', path, value=step, kind=kind)
+      return StoredCheckpoint(path, arrays, metadata)
+  return None
+
+
 def open_checkpoint(path: str | os.PathLike) -> StoredCheckpoint:
   """Reads the index of a checkpoint of any format.
 
   Args:
-    path: a `checkpoint_<step>` folder, its msgpack file, or a single msgpack file of any name.
+    path: a `checkpoint_<step>` folder, its msgpack file, a single msgpack file of any name, or what an installed reader of
+      another format takes.
 
   Raises:
     FileNotFoundError: if nothing is there or the bucket cannot be reached.
     CheckpointReadError: if it is no checkpoint or is damaged.
+    ValueError: if it is of another format and damaged.
   """
   path = absolute_path(path)
   if not is_remote(path) and not os.path.exists(path):
@@ -314,10 +386,13 @@ def open_checkpoint(path: str | os.PathLike) -> StoredCheckpoint:
     raise (_cannot_reach(path) if is_remote(path) else error) from error
   except Exception as error:  # json, msgpack and missing keys: all signs of a damaged index.
     raise _unreadable(path, error) from error
+  if (other := open_other_format(path)) is not None:
+    return other
   if is_remote(path):
     raise FileNotFoundError(f'There is no checkpoint at {path}: give the path of a checkpoint_<step> folder.')
   steps = all_steps(path) if os.path.isdir(path) else []
-  hint = 'it has neither _METADATA nor a msgpack index'
+  readers = ', '.join(_formats()) or 'none installed'
+  hint = f'it has neither _METADATA nor a msgpack index, and no reader of other formats ({readers}) knows it'
   if steps:
     hint = f"it holds steps {steps}: name one, or set mode='latest'"
   raise CheckpointReadError(f'{path} is not a checkpoint: {hint}.')
@@ -340,7 +415,7 @@ def _orbax_arrays(path: str, item: str, index: Mapping[str, Any]) -> dict[str, S
     if index.get('store_array_data_equal_to_fill_value'):
       # Every chunk was written, so a missing one is damage and must not be read as zeros.
       spec['fill_missing_data_reads'] = False
-    arrays['/'.join(keys)] = StoredArray('/'.join(keys), path, spec=spec)
+    arrays['/'.join(keys)] = StoredArray('/'.join(keys), path, spec=spec, kind=ORBAX)
   return arrays
 
 
@@ -360,50 +435,17 @@ def _msgpack_arrays(path: str, folder: str, tree: Mapping[str, Any]) -> dict[str
   for name, value in traverse_util.flatten_dict(tree, sep='/', is_leaf=is_spec).items():
     if value is None:
       continue
-    spec = None
+    spec, kind = None, NATIVE
     if isinstance(value, dict):
       # The recorded driver and root are those of the writer's machine: only the folder name is kept.
       spec = dict(value, kvstore=kvstore_spec(f'{folder}/{value["kvstore"]["path"].strip("/")}'))
     elif isinstance(value, str) and value.startswith(_PLACEHOLDER):
       spec = {'driver': 'zarr', 'kvstore': kvstore_spec(f'{folder}/{value.removeprefix(_PLACEHOLDER)}')}
+      kind = ORBAX
     if spec is not None:
       if spec['driver'] == 'zarr':
         spec['fill_missing_data_reads'] = False
-      arrays[name] = StoredArray(name, path, spec=spec)
+      arrays[name] = StoredArray(name, path, spec=spec, kind=kind)
     else:
       arrays[name] = StoredArray(name, path, value=np.asarray(value))
-  return arrays
-
-
-def read_arrays(requests: Mapping[str, tuple[StoredArray, Any, np.dtype]]) -> dict[str, jax.Array]:
-  """Reads tensors straight into their shardings, a few at a time.
-
-  Host memory holds at most a few tensors at once, in a multi-process job only this process's shards.
-
-  Args:
-    requests: any key to (stored array, `jax.sharding.Sharding`, dtype).
-
-  Returns:
-    The same keys to arrays.
-
-  Raises:
-    CheckpointReadError: if values are missing or damaged.
-  """
-
-  def read(request):
-    array, sharding, dtype = request
-    parts = {}
-
-    def part(index):
-      # Replicated devices ask for the same part: read it once.
-      key = tuple((s.start, s.stop) for s in index)
-      if key not in parts:
-        parts[key] = array.read(index, dtype)
-      return parts[key]
-
-    return jax.make_array_from_callback(array.shape, sharding, part)
-
-  with concurrent.futures.ThreadPoolExecutor(_CONCURRENT_TENSORS) as pool:
-    arrays = dict(zip(requests, pool.map(read, requests.values())))
-  logging.info('Read %d arrays.', len(arrays))
   return arrays

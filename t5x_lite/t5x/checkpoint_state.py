@@ -8,8 +8,6 @@ any value is read, reads each tensor into its sharding, and initialises only wha
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import os
 from typing import Any
 from collections.abc import Callable, Mapping, Sequence
@@ -18,35 +16,19 @@ from absl import logging
 from etils import epath
 from flax import traverse_util
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
 import numpy as np
 
+from t5x import base_checkpoint
 from t5x import checkpoint_reader
+from t5x import checksums
+from t5x.base_checkpoint import BaseReference
 from t5x.checkpoint_reader import StoredArray
-
-BASE_VARIABLE = 'T5X_BASE_CHECKPOINT'
-METADATA_FORMAT = 1
-_SAMPLES = 64
-_LISTED = 3  # How many parameters an error names before it counts the rest.
 
 FlatState = dict[str, Any]
 # Initialises the named leaves only: flat names -> arrays.
 ScratchFn = Callable[[Sequence[str]], Mapping[str, jax.Array]]
-
-
-@dataclasses.dataclass(frozen=True)
-class BaseReference:
-  """Where a train state's frozen parameters came from, so that they need not be saved.
-
-  Attributes:
-    path: the base checkpoint.
-    digest: `digest` of the parameters, None if it could not be taken.
-    sources: name in the train state (`target/...`) to name in the base checkpoint.
-  """
-
-  path: str
-  digest: str | None
-  sources: Mapping[str, str]
 
 
 def flatten(state_dict: Mapping[str, Any]) -> FlatState:
@@ -77,106 +59,6 @@ def flat_shardings(train_state, partitioner) -> dict[str, jax.sharding.Sharding]
   }
 
 
-def digest(arrays: Mapping[str, jax.Array]) -> str | None:
-  """Fingerprints parameters by name, shape and 64 evenly spaced values of each.
-
-  The values (first and last included) are rounded to bfloat16, so the float32 and the bfloat16 copy of a
-  base have the same digest. Names are sorted; the result is the first 32 digits of a SHA-256.
-
-  Args:
-    arrays: flat names to arrays, sharded or not.
-
-  Returns:
-    The digest, None if an array is float16, which would round differently.
-  """
-  if any(array.dtype == jnp.float16 for array in arrays.values()):
-    return None
-  result = hashlib.sha256()
-  for name in sorted(arrays):
-    array = arrays[name]
-    if array.size:
-      flat = np.unique(np.linspace(0, array.size - 1, _SAMPLES).astype(np.int64))
-      values = _gather(array, np.unravel_index(flat, array.shape)) if array.ndim else np.asarray(array)
-      values = values.astype(jnp.bfloat16)
-    else:
-      values = np.zeros(0, jnp.bfloat16)
-    result.update(f'{name} {tuple(array.shape)} '.encode() + values.tobytes())
-  return result.hexdigest()[:32]
-
-
-def _gather(array, index: tuple[np.ndarray, ...]) -> np.ndarray:
-  """Returns `array[index]` on the host, without moving the rest of a device array there."""
-  if isinstance(array, np.ndarray):
-    return array[index]
-  if isinstance(array.sharding, jax.sharding.SingleDeviceSharding) or array.sharding.num_devices == 1:
-    if next(iter(array.devices())).platform == 'cpu':
-      return np.asarray(array)[index]  # No copy on the CPU, and nothing to compile.
-  # Replicated, so that each process of a multi-process job sees all samples.
-  mesh = getattr(array.sharding, 'mesh', None)
-  out = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()) if mesh is not None else None
-  return np.asarray(jax.jit(lambda x, *i: x[i], out_shardings=out)(array, *index))
-
-
-def collect_arrays(
-    path: str, *, base_path: str | None = None, fallback_base_path: str | None = None
-) -> tuple[checkpoint_reader.StoredCheckpoint, dict[str, StoredArray]]:
-  """Opens a checkpoint and, for the parameters that it leaves to its base, the base.
-
-  Args:
-    path: the checkpoint.
-    base_path: overrides the recorded base; else the variable T5X_BASE_CHECKPOINT does.
-    fallback_base_path: used when the recorded base does not exist.
-
-  Returns:
-    The opened checkpoint, and all arrays by name, each knowing the checkpoint that holds it.
-
-  Raises:
-    FileNotFoundError: if the checkpoint or its base does not exist.
-    ValueError: if the base lacks a parameter.
-  """
-  checkpoint = checkpoint_reader.open_checkpoint(path)
-  arrays = dict(checkpoint.arrays)
-  metadata = checkpoint.metadata or {}
-  if metadata.get('format', METADATA_FORMAT) != METADATA_FORMAT:
-    raise ValueError(
-        f'{path} has metadata format {metadata["format"]}, this version reads {METADATA_FORMAT}: upgrade t5x_lite.'
-    )
-  if metadata.get('base'):
-    recorded = metadata['base']['path']
-    override = os.environ.get(BASE_VARIABLE) if base_path is None else base_path
-    base = _open_base(path, recorded, override, fallback_base_path)
-    for name in metadata['frozen']:
-      source = metadata.get('renamed', {}).get(name, name)
-      if source not in base:
-        raise ValueError(f'The base checkpoint {override or recorded} of {path} has no parameter {source!r}.')
-      arrays[name] = base[source]
-  return checkpoint, arrays
-
-
-def _open_base(path, recorded, override, fallback) -> dict[str, StoredArray]:
-  """Opens the first base checkpoint that exists."""
-  candidates = [override] if override else [recorded, fallback]
-  for candidate in filter(None, candidates):
-    try:
-      if candidate != recorded:
-        logging.info('Using %s for the recorded base checkpoint %s.', candidate, recorded)
-      # '': a base that has a base of its own is not overridden a second time.
-      return collect_arrays(candidate, base_path='')[1]
-    except FileNotFoundError as error:
-      reason = error
-  raise FileNotFoundError(
-      f'{path} stores only what was trained; its frozen base checkpoint {override or recorded} cannot be opened: '
-      'set RestoreCheckpointConfig.base_path or the variable T5X_BASE_CHECKPOINT to the path that was '
-      'INITIAL_CHECKPOINT_PATH when it was trained.'
-  ) from reason
-
-
-def _listed(items: Sequence[str]) -> str:
-  """Joins the first few items and counts the others, for one line."""
-  more = len(items) - _LISTED
-  return ', '.join(items[:_LISTED]) + (f' and {more} more' if more > 0 else '')
-
-
 def _check_shapes(path: str, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
   """Raises a one-line ValueError that names the first parameters whose shapes differ."""
   for array in found.values():
@@ -194,7 +76,7 @@ def _check_shapes(path: str, found: Mapping[str, Any], wanted: Mapping[str, Any]
           "drop its optimizer state with assignment_map=(('state/param_states.*', None),) and "
           'fallback_to_scratch=True'
       )
-    raise ValueError(f'The checkpoint {path} does not fit the model: {_listed(wrong)}; {hint}.')
+    raise ValueError(f'The checkpoint {path} does not fit the model: {base_checkpoint.listed(wrong)}; {hint}.')
 
 
 def restore_train_state(
@@ -209,6 +91,7 @@ def restore_train_state(
     strict: bool = False,
     base_path: str | None = None,
     fallback_base_path: str | None = None,
+    force_base: bool = False,
     model: Any = None,
 ) -> tuple[Any, BaseReference | None]:
   """Restores a train state from a checkpoint of any format.
@@ -225,8 +108,9 @@ def restore_train_state(
       None makes a missing leaf an error.
     is_resuming: whether the checkpoint is one of this very run.
     strict: whether parameters of the checkpoint that the model lacks are an error.
-    base_path: see `collect_arrays`.
-    fallback_base_path: see `collect_arrays`.
+    base_path: see `base_checkpoint.collect_arrays`.
+    fallback_base_path: see `base_checkpoint.collect_arrays`.
+    force_base: whether another base of the same shapes is accepted.
     model: has its `check_checkpoint_metadata(dict)` called, if it has one, before anything is read.
 
   Returns:
@@ -237,7 +121,7 @@ def restore_train_state(
     checkpoint_reader.CheckpointReadError: if it is damaged.
     ValueError: if names, shapes, or the base do not fit.
   """
-  checkpoint, arrays = collect_arrays(path, base_path=base_path, fallback_base_path=fallback_base_path)
+  checkpoint, arrays = base_checkpoint.collect_arrays(path, base_path=base_path, fallback_base_path=fallback_base_path)
   metadata = checkpoint.metadata or {}
   if metadata.get('model') is not None and hasattr(model, 'check_checkpoint_metadata'):
     model.check_checkpoint_metadata(metadata['model'])
@@ -251,7 +135,7 @@ def restore_train_state(
   extra = sorted(name for name in available if name.startswith('target/') and name not in wanted)
   if extra and strict and not state_transformation_fns and scratch is None:
     raise ValueError(
-        f'The checkpoint {path} has parameters that the model lacks: {_listed(extra)}; use the gin file of the '
+        f'The checkpoint {path} has parameters that the model lacks: {base_checkpoint.listed(extra)}; use the gin file of the '
         'same model, or set RestoreCheckpointConfig.strict=False to leave them out.'
     )
   missing = [name for name in wanted if name not in available]
@@ -259,7 +143,7 @@ def restore_train_state(
     hint = 'set fallback_to_scratch=True to initialise them'
     if is_resuming:
       hint = 'use the gin file of the run that wrote it'
-    raise ValueError(f'The checkpoint {path} lacks {_listed(missing)}; {hint}.')
+    raise ValueError(f'The checkpoint {path} lacks {base_checkpoint.listed(missing)}; {hint}.')
   found = {name: available[name] for name in wanted if name in available}
   _check_shapes(path, found, wanted)
 
@@ -279,7 +163,7 @@ def restore_train_state(
     for name in missing:
       restored[name] = jnp.asarray(fresh[name], dtypes[name])
 
-  _verify_base(checkpoint, arrays, found, restored)
+  _verify_base(checkpoint, arrays, found, restored, force_base)
   reference = None
   if trainable:
     reference = _base_reference(checkpoint, {name: found[name] for name in frozen & set(found)}, restored, is_resuming)
@@ -298,15 +182,33 @@ def _leaf_dtype(wanted, found, dtype: np.dtype | None, *, frozen: bool) -> np.dt
 
 
 def _read(found, shardings, dtypes) -> FlatState:
-  """Brings stored arrays, and arrays that a transformation computed, into their shardings."""
-  stored = {n: (a, shardings[n], dtypes[n]) for n, a in found.items() if isinstance(a, StoredArray)}
-  restored = dict(checkpoint_reader.read_arrays(stored))
+  """Brings stored arrays, and arrays that a transformation computed, into their shardings; compares checksums."""
+  stored = {name: array for name, array in found.items() if isinstance(array, StoredArray)}
+  summed = {name: checksums.Summed(array) for name, array in stored.items() if array.checksum is not None}
+  requests = {name: (array, shardings[name], dtypes[name]) for name, array in {**stored, **summed}.items()}
+  restored, failure = {}, None
+  try:
+    restored = dict(checkpoint_reader.read_arrays(requests))
+  except checkpoint_reader.CheckpointReadError as error:
+    failure = error
+  _raise_together(failure)
+  checksums.check_read(summed, shardings)
   for name in found.keys() - stored.keys():
     restored[name] = jax.device_put(jnp.asarray(found[name], dtypes[name]), shardings[name])
   return restored
 
 
-def _verify_base(checkpoint, arrays, found, restored) -> None:
+def _raise_together(failure: Exception | None) -> None:
+  """Raises the failure to read, in a multi-process job on every process: each may have read other parts."""
+  if jax.process_count() > 1:
+    failures = multihost_utils.process_allgather(np.int32(failure is not None))
+    if failure is None and failures.any():
+      failure = checkpoint_reader.CheckpointReadError('Another process could not read its part of the checkpoint.')
+  if failure is not None:
+    raise failure
+
+
+def _verify_base(checkpoint, arrays, found, restored, force: bool) -> None:
   """Raises a ValueError if the frozen parameters are not the recorded ones."""
   metadata = checkpoint.metadata or {}
   names = metadata.get('frozen', ())
@@ -315,13 +217,8 @@ def _verify_base(checkpoint, arrays, found, restored) -> None:
   if any(name not in found or found[name] is not arrays[name] for name in names):
     logging.info('The base of %s is not verified: only a part of it was asked for.', checkpoint.path)
     return
-  recorded = metadata['base']
-  actual = digest({name: restored[name] for name in names})
-  if None not in (actual, recorded['digest']) and actual != recorded['digest']:
-    raise ValueError(
-        f'The base checkpoint {arrays[names[0]].path} (digest {actual}) is not the one that {checkpoint.path} was '
-        f'trained on, {recorded["path"]} (digest {recorded["digest"]}): pass the original one as base_path.'
-    )
+  actual = base_checkpoint.digest_as_stored({name: arrays[name] for name in names}, restored)
+  base_checkpoint.check_base(checkpoint.path, metadata['base'], arrays[names[0]].path, actual, force)
 
 
 def _base_reference(checkpoint, frozen: Mapping[str, Any], restored, is_resuming: bool) -> BaseReference | None:
@@ -341,12 +238,22 @@ def _base_reference(checkpoint, frozen: Mapping[str, Any], restored, is_resuming
   paths = sorted({array.path for array in kept.values()})
   first = {name: array for name, array in kept.items() if array.path == paths[0]}
   sources = {name: array.name for name, array in first.items()}
-  return BaseReference(paths[0], digest({name: restored[name] for name in first}), sources)
+  return BaseReference(
+      paths[0], base_checkpoint.digest_as_stored(first, restored), sources, sum(array.size for array in first.values()),
+      sum(array.size * array.dtype.itemsize for array in first.values()))
 
 
 def make_metadata(reference: BaseReference | None, train_state, model: Any = None,
-                  data_place: Mapping[str, int] | None = None) -> dict[str, Any]:
-  """Returns the JSON `metadata` item that is saved beside a train state; `data_place` is where the next batch begins."""
+                  data_place: Mapping[str, int] | None = None, saved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+  """Returns the JSON `metadata` item that is saved beside a train state.
+
+  Args:
+    reference: where the frozen parameters came from that are not saved.
+    train_state: the state.
+    model: asked for its `checkpoint_metadata()`, if it has that.
+    data_place: where the next batch begins.
+    saved: the arrays that are saved, whose checksums it gets.
+  """
   trainable = trainable_names(train_state)
   flat = flatten(train_state.state_dict())
   dtypes = {
@@ -355,15 +262,16 @@ def make_metadata(reference: BaseReference | None, train_state, model: Any = Non
       if name.startswith('target/') and name not in trainable and jnp.issubdtype(leaf.dtype, jnp.floating)
   }
   sources = reference.sources if reference else {}
-  return {
-      'format': METADATA_FORMAT,
-      'base': {'path': reference.path, 'digest': reference.digest} if reference else None,
+  return checksums.sealed({
+      'format': base_checkpoint.METADATA_FORMAT,
+      'base': reference.identity() if reference else None,
       'frozen': sorted(sources),
       'renamed': {name: source for name, source in sorted(sources.items()) if name != source},
       'frozen_dtype': dtypes.pop() if len(dtypes) == 1 else None,
       'model': model.checkpoint_metadata() if hasattr(model, 'checkpoint_metadata') else None,
       'data_place': data_place,
-  }
+      checksums.CHECKSUMS: checksums.compute(saved or {}),
+  })
 
 
 class CheckpointRestorer:
@@ -374,7 +282,7 @@ class CheckpointRestorer:
     model: asked for `checkpoint_metadata()` and `check_checkpoint_metadata(dict)`, if it has them.
     data_place: fn(step) -> where the batch after a step begins in the training data, for JSON, or None.
     base_reference: origin of the frozen parameters of the last restored state; set by `restore`.
-    strict, base_path, fallback_base_path: see `restore_train_state`.
+    strict, base_path, fallback_base_path, force_base: see `restore_train_state`.
     restore_dataset: whether `restore` sets the state of the dataset iterator too.
   """
 
@@ -383,7 +291,7 @@ class CheckpointRestorer:
     self.model: Any = None
     self.data_place: Callable[[int], Mapping[str, int] | None] = lambda step: None
     self.base_reference: BaseReference | None = None
-    self.strict, self.base_path, self.fallback_base_path = False, None, None
+    self.strict, self.base_path, self.fallback_base_path, self.force_base = False, None, None, False
     self.restore_dataset = False
     self._train_state, self._partitioner = train_state, partitioner
     self._dataset_iterator, self._restore_dtype = dataset_iterator, restore_dtype
@@ -443,6 +351,7 @@ class CheckpointRestorer:
         strict=self.strict,
         base_path=self.base_path,
         fallback_base_path=self.fallback_base_path,
+        force_base=self.force_base,
         model=self.model,
     )
     if self.restore_dataset and self._dataset_iterator is not None:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from t5x import base_checkpoint
 from t5x import checkpoint_state
+from t5x.base_checkpoint import (  # noqa: F401
+    BaseReference, check_base, collect_arrays, digest, digest_of, open_checked, sample)
 from t5x.checkpoint_reader import (  # noqa: F401
     CheckpointReadError, StoredArray, StoredCheckpoint, absolute_path, all_steps, find_checkpoint, get_checkpoint_dir,
-    get_step_from_checkpoint_dir, latest_step, normalize_path, open_checkpoint)
-from t5x.checkpoint_state import BaseReference, CheckpointRestorer, digest, restore_train_state  # noqa: F401
+    get_step_from_checkpoint_dir, latest_step, normalize_path, open_checkpoint, register_format)
+from t5x.checkpoint_state import CheckpointRestorer, restore_train_state  # noqa: F401
 from t5x.legacy_checkpoint import VERSION, Checkpointer  # noqa: F401
 from t5x.orbax_checkpoint import OrbaxCheckpointManagerInterface
 
@@ -53,7 +56,7 @@ def load_t5x_checkpoint(
     CheckpointReadError: if it is damaged.
   """
   del remap
-  _, arrays = checkpoint_state.collect_arrays(find_checkpoint(path, step))
+  _, arrays = base_checkpoint.collect_arrays(find_checkpoint(path, step))
   state = checkpoint_state.unflatten(arrays)
   for fn in state_transformation_fns:
     state = fn(state, state, is_resuming=False)

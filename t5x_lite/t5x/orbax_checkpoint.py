@@ -152,19 +152,16 @@ class OrbaxCheckpointManagerInterface(checkpoint_state.CheckpointRestorer):
     flat = apply_save_transformations(train_state, state_transformation_fns)
     left_out = self.base_reference.sources if self.base_reference else ()
     flat = {name: leaf for name, leaf in flat.items() if name not in left_out}
-    casts = {
-        name: ocp.SaveArgs(dtype=self._save_dtype)
-        if name.startswith('target/') and jnp.issubdtype(leaf.dtype, jnp.floating)
-        else ocp.SaveArgs()
-        for name, leaf in flat.items()
-    }
+    if self._save_dtype is not None:
+      # Here and not by Orbax: the checksums are of the very values that are written.
+      flat = {name: leaf.astype(self._save_dtype)
+              if name.startswith('target/') and jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+              for name, leaf in flat.items()}
+    metadata = checkpoint_state.make_metadata(
+        self.base_reference, train_state, self.model, self.data_place(step), saved=flat)
     args = {
-        checkpoint_reader.STATE_ITEM: ocp.args.PyTreeSave(
-            checkpoint_state.unflatten(flat), save_args=checkpoint_state.unflatten(casts)
-        ),
-        checkpoint_reader.METADATA_ITEM: ocp.args.JsonSave(
-            checkpoint_state.make_metadata(self.base_reference, train_state, self.model, self.data_place(step))
-        ),
+        checkpoint_reader.STATE_ITEM: ocp.args.PyTreeSave(checkpoint_state.unflatten(flat)),
+        checkpoint_reader.METADATA_ITEM: ocp.args.JsonSave(metadata),
     }
     if self._dataset_iterator is not None:
       from t5x import orbax_dataset

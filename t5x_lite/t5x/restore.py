@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5x import checkpoint_reader
 from t5x import checkpoint_state
 from t5x import checkpoints
 from t5x import state_utils
@@ -78,7 +79,7 @@ class RestoreCheckpointConfig:
 
   Attributes:
     path: a checkpoint ('specific'), a folder of checkpoints ('latest', 'all'), or a list of them; an empty
-      list means none.
+      list means none. A checkpoint of another package's format (see `checkpoint_reader`) is taken in every mode.
     mode: 'latest', 'specific' or 'all'.
     assignment_map: `[(regular expression on the model's name, name in the checkpoint or None)]`, see
       `state_utils.apply_assignment_map`; prepended to `state_transformation_fns`.
@@ -92,6 +93,7 @@ class RestoreCheckpointConfig:
     state_transformation_fns: `fn(checkpoint_state, model_state, *, is_resuming) -> checkpoint_state`.
     checkpoint_manager_cls: reader used with use_orbax=True; it reads every format.
     base_path: the base checkpoint to use instead of the recorded one for frozen parameters.
+    force_base: whether a base whose values are not those of the recorded one is used all the same.
   """
 
   path: str | Sequence[str]
@@ -105,6 +107,7 @@ class RestoreCheckpointConfig:
   state_transformation_fns: Sequence[checkpoints.RestoreStateTransformationFn] = ()
   checkpoint_manager_cls: checkpoints.CheckpointManagerConstructor = checkpoints.OrbaxCheckpointManagerInterface
   base_path: str | None = None
+  force_base: bool = False
 
   def __post_init__(self):
     if self.mode not in _MODES:
@@ -125,7 +128,7 @@ class CheckpointConfig:
   restore: RestoreCheckpointConfig | None = None
 
 
-def _paths(cfg: RestoreCheckpointConfig) -> list[str]:
+def _paths(cfg: RestoreCheckpointConfig, other_formats: bool) -> list[str]:
   """Returns the checkpoints that a configuration names, [] if its folder has none yet.
 
   Raises:
@@ -142,6 +145,9 @@ def _paths(cfg: RestoreCheckpointConfig) -> list[str]:
       result.append(path)
       continue
     steps = checkpoints.all_steps(path)
+    if other_formats and not steps and checkpoint_reader.open_other_format(path) is not None:
+      result.append(path)  # A checkpoint of another package's format has no step.
+      continue
     result += [checkpoints.get_checkpoint_dir(path, step) for step in (steps[-1:] if cfg.mode == 'latest' else steps)]
   return result
 
@@ -163,7 +169,8 @@ def get_first_valid_restore_config_and_paths(
   """
   cfgs = [cfg for cfg in restore_cfgs if cfg is not None]
   for i, cfg in enumerate(cfgs):
-    paths = _paths(cfg)
+    # A folder that a run writes, which comes first, never has another package's format: looking for one takes time.
+    paths = _paths(cfg, other_formats=i == len(cfgs) - 1)
     if paths:
       later = cfgs[i + 1].path if i + 1 < len(cfgs) else None
       if isinstance(later, str) and later:
@@ -336,6 +343,7 @@ def restore(checkpoint_manager: Any, paths: str | Sequence[str], restore_cfg: Re
   if isinstance(checkpoint_manager, checkpoints.CheckpointRestorer):  # Not a manager of the user's own.
     checkpoint_manager.strict, checkpoint_manager.base_path = restore_cfg.strict, restore_cfg.base_path
     checkpoint_manager.fallback_base_path = restore_cfg.fallback_base_path
+    checkpoint_manager.force_base = restore_cfg.force_base
     checkpoint_manager.restore_dataset = restore_cfg.restore_dataset
   return checkpoint_manager.restore(
       path=paths, fallback_state=fallback_state, state_transformation_fns=restore_cfg.state_transformation_fns

@@ -20,6 +20,8 @@ import reversal  # pylint: disable=g-import-not-at-top
 from cpoly_jax import testing
 from t5x import gin_utils
 from t5x import infer as infer_lib
+from t5x import infer_chunks
+from t5x import infer_progress
 from t5x import utils
 
 
@@ -80,13 +82,17 @@ class InferTest(parameterized.TestCase):
     tmp = os.path.join(self.output_dir, 'tmp-rev-00000-of-00001')
     name = 'rev-score.jsonl-00000-of-00001'
     self.assertCountEqual(os.listdir(tmp), [f'{name}-chunk00000', f'{name}-chunk00000.COMPLETED'])
+    with self.assertRaisesRegex(ValueError, r'chunk00000 is of another run \(chunk = 4 there and 2 now\): remove it '):
+      _infer(self.checkpoint, 'score', self.output_dir, checkpoint_period=1)
     text = _infer(self.checkpoint, 'score', self.output_dir)
-    self.assertIn('rev: 4 examples', text)
-    self.assertNotIn('rev: 8 examples', text)
+    self.assertIn('rev: 4/8 examples are done already', text)
+    self.assertRegex(text, r'rev: 8/8 examples, [\d.]+ examples/s, ETA 0:00:00')
     self.assertFalse(os.path.exists(tmp))
     whole = tempfile.mkdtemp()
     _infer(self.checkpoint, 'score', whole)
     self.assertEqual(_lines(os.path.join(self.output_dir, name)), _lines(os.path.join(whole, name)))
+    self.assertIn('complete already', _infer(self.checkpoint, 'score', self.output_dir, checkpoint_period=1))
+    pathlib.Path(self.output_dir, name + '.COMPLETED').write_text('')  # As other providers leave it.
     self.assertIn('complete already', _infer(self.checkpoint, 'score', self.output_dir))
 
   def test_shards_share_the_examples(self):
@@ -112,6 +118,74 @@ class InferTest(parameterized.TestCase):
       _infer(self.checkpoint, overrides.pop('mode', 'score'), self.output_dir, **overrides)
     self.assertIn(part, str(error.exception))
     self.assertNotIn('\n', str(error.exception))
+
+
+class ChunksTest(absltest.TestCase):
+
+  def setUp(self):
+    super().setUp()
+    self.folder = self.enterContext(tempfile.TemporaryDirectory())
+
+  def _files(self, **facts):
+    task = seqio.get_mixture_or_task('rev')
+    return infer_chunks.TaskFiles(task, reversal.config('validation'), 'score', self.folder, (0, 1), 'jsonl', facts)
+
+  def _write(self, files, number):
+    pathlib.Path(files.chunk_path(number)).write_text(f'{number}\n')
+    files.mark_chunk(number)
+
+  def test_a_marker_without_its_chunk_does_not_count(self):
+    files = self._files()
+    files.prepare(keep=False)
+    for number in range(3):
+      self._write(files, number)
+    self.assertEqual(files.num_chunks_done(), 3)
+    os.remove(files.chunk_path(1))  # As a process leaves it that was killed while it removed the chunks.
+    self.assertEqual(files.num_chunks_done(), 1)
+    os.remove(files.chunk_path(0))
+    self.assertEqual(files.num_chunks_done(), 0)
+    files.prepare(keep=False)
+    self.assertEmpty(os.listdir(files.tmp_dir))
+
+  def test_chunks_are_joined_in_order(self):
+    files = self._files()
+    files.prepare(keep=False)
+    for number in (10, 2, 0):
+      self._write(files, number)
+    infer_lib.merge_chunks_to_file(self.folder, files.file_name, files.tmp_dir)
+    self.assertEqual(pathlib.Path(files.path).read_text(), '0\n2\n10\n')
+    self.assertFalse(files.is_done())
+    files.mark_result()
+    self.assertTrue(files.is_done())
+    with self.assertRaisesRegex(ValueError, "is of another run .input = 'a' there and 'b' now"):
+      files = self._files(input='a')
+      files.mark_result()
+      self._files(input='b').is_done()
+
+
+class ProgressTest(absltest.TestCase):
+
+  def _lines(self, total, batches, done=0):
+    stream, now = io.StringIO(), [0.0]
+    progress = infer_progress.InferProgress('qa', total, done, stream, clock=lambda: now[0])
+    for seconds, number in batches:
+      now[0] += seconds
+      progress(number)
+    progress.show()
+    return stream.getvalue().splitlines()
+
+  def test_the_first_batch_compiles_and_tells_no_rate(self):
+    self.assertEqual(self._lines(1000, [(60, 10), (2, 20), (2, 20), (2, 20)]), [
+        'qa: 10/1000 examples, 0.167 examples/s, ETA 1:39:00',
+        'qa: 70/1000 examples, 10 examples/s, ETA 0:01:33', 'qa: 70/1000 examples, 10 examples/s, ETA 0:01:33'])
+
+  def test_what_was_done_before_is_no_rate_of_now(self):
+    self.assertEqual(self._lines(100, [(1, 10), (1, 10)], done=50), [
+        'qa: 50/100 examples are done already', 'qa: 70/100 examples, 10 examples/s, ETA 0:00:03'])
+    self.assertEqual(self._lines(100, [], done=100)[-1], 'qa: 100/100 examples')
+
+  def test_without_a_total(self):
+    self.assertEqual(self._lines(None, [(1, 10), (1, 10)]), ['qa: 20 examples, 10 examples/s'])
 
 
 class WriteTest(parameterized.TestCase):
