@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from cpoly_jax import routing
 from cpoly_jax import task_index
+from cpoly_jax import vocabularies
 from tasks import features
 from tasks import records
 from tasks import sources
@@ -126,8 +127,8 @@ class InputFileSource(sources.RowSource):
       number = len(_vocabulary(self._model, feature).encode(found)) + 1
       if number > self._lengths[feature]:
         raise records.BadRecord(
-            f"{where}: the {present[0]} has {number} tokens with its end, more than {self._lengths[feature]}; shorten it, raise "
-            f"{feature} in TASK_FEATURE_LENGTHS, or set TRUNCATE = True to cut it")
+            f"{where}: the {present[0]} has {number} tokens with its end, more than {self._lengths[feature]}; shorten it, "
+            f"raise {feature} in TASK_FEATURE_LENGTHS, or set TRUNCATE = True to cut it")
     return found
 
 
@@ -163,7 +164,7 @@ def task(path: os.PathLike | str | None = None, model: Any = None, task: str | N
   path = os.fspath(path)
   name = name or re.sub(r'\W', '_', epath.Path(path).stem)
   settings = (path, task, mode, None if truncate else tuple(sorted(lengths.items())), model.task_index.names,
-              str(model.input_vocabulary), str(model.output_vocabulary))
+              *(str(vocabularies.describe(v) or id(v)) for v in (model.input_vocabulary, model.output_vocabulary)))
   if _registered.get(name) == settings:
     return name
   if name in _registered:

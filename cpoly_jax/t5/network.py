@@ -208,6 +208,8 @@ class Decoder(nn.Module):
     drop = lambda y: self.dropout(y, deterministic=routed.deterministic)
     length = max_decode_length if decode and max_decode_length else tokens.shape[-1]
     bias = self.relpos_bias(length, length, bidirectional=False)
+    if decode:
+      decoder_mask = layers.beam_mask(self._ancestors(tokens))
     x = drop(self.embedder(tokens)).astype(self.config.dtype)
     for layer in self.layers:
       x = layer(x, encoded, decoder_mask, cross_mask, bias, routed, decode=decode)
@@ -216,6 +218,12 @@ class Decoder(nn.Module):
       # T5 1.0 shares the embedding and scales the output down, as the embedding has variance 1.
       return self.embedder.attend(x / jnp.sqrt(x.shape[-1]).astype(x.dtype))
     return self.logits_dense(x, Routed(None, routed.deterministic))  # Adapters are inside the layers.
+
+  def _ancestors(self, tokens: jax.Array) -> jax.Array:
+    """The cache's leaf `layers.ANCESTORS`; the call that makes the cache, with tokens [B, L], makes it [B, L]."""
+    if not self.has_variable('cache', layers.ANCESTORS):
+      self.put_variable('cache', layers.ANCESTORS, jnp.full(tokens.shape, layers.NOT_YET, jnp.int32))
+    return self.get_variable('cache', layers.ANCESTORS)
 
   def keep_encoded(self, encoded: jax.Array, routed: Routed) -> None:
     """Puts the keys and values of `encoded` into every layer's cache."""
@@ -280,10 +288,11 @@ class Transformer(nn.Module):
     return self.encoder(x, mask, self._packed(routed, encoder_input_tokens, encoder_segment_ids))
 
   def _packed(self, routed: Routed, tokens: jax.Array, segment_ids: jax.Array | None,
-              memory: jax.Array | None = None) -> Routed:
-    """What a stack's adapters need; ValueError if rows have several tasks but no segments."""
+              memory: jax.Array | None = None, *, beams: bool = False) -> Routed:
+    """What a stack's adapters need; ValueError if rows have several tasks but no segments, or if tasks have several rows
+    that are not beams."""
     tasks, rows = routed.task_ids, tokens.shape[0]
-    if segment_ids is None and tasks is not None and tasks.shape[0] != rows:
+    if segment_ids is None and tasks is not None and (rows % tasks.shape[0] if beams else rows != tasks.shape[0]):
       raise ValueError(f'{tasks.shape[0]} task ids for {rows} rows: rows of several examples need segment ids')
     return routed.packed(segment_ids, memory)
 
@@ -305,7 +314,8 @@ class Transformer(nn.Module):
       enable_dropout: training: dropout and routing noise.
       decode: Lt = 1 and the cache is used; the first call, with all positions, makes the cache.
       max_decode_length: positions of the cache.
-      task_ids: [B] or [B, G] int32 routing rows; needed with an adapter.
+      task_ids: [B] or [B, G] int32 routing rows; needed with an adapter. With `decode` there may be n rows of each example
+        after each other, its beams, for one row here.
 
     Returns:
       [B, Lt, V] float32.
@@ -329,7 +339,7 @@ class Transformer(nn.Module):
       if decode:
         raise ValueError('packed inputs cannot be decoded: give one example a row, without segment ids')
       cross_mask = t5x_layers.combine_masks(cross_mask, _same_segment(decoder_segment_ids, encoder_segment_ids, dtype))
-    routed = self._packed(routed, decoder_input_tokens, decoder_segment_ids, encoder_segment_ids)
+    routed = self._packed(routed, decoder_input_tokens, decoder_segment_ids, encoder_segment_ids, beams=decode)
     return self.decoder(encoded, decoder_input_tokens, decoder_mask, cross_mask, routed, decode=decode,
                         max_decode_length=max_decode_length)
 

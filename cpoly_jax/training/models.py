@@ -1,8 +1,8 @@
 """The C-Poly model: T5X's encoder-decoder model whose network is told each example's task.
 
 T5X's methods call `module.apply` and know nothing of tasks. Rather than repeat them, `CPolyModel` runs them on a copy of
-itself whose module is a `TaskBound` one, which adds the routing rows of the batch to every call, repeated for each
-beam while decoding, and the rng of the routing noise while training.
+itself whose module is a `TaskBound` one, which adds the routing rows of the batch to every call, and the rng of the
+routing noise while training.
 """
 
 from __future__ import annotations
@@ -46,11 +46,10 @@ class TaskBound:
     batch = (args[0] if args else kwargs['encoder_input_tokens']).shape[0]
     if batch % self._task_ids.shape[0]:
       raise ValueError(f'a batch of {batch} cannot hold {self._task_ids.shape[0]} examples, each equally often')
-    task_ids = jnp.repeat(self._task_ids, batch // self._task_ids.shape[0], axis=0)
     if rngs and 'dropout' in rngs and routing.RNG not in rngs:
       # A stream of its own, so that dropout masks are those of a run without routing.
       rngs = {**rngs, routing.RNG: jax.random.fold_in(rngs['dropout'], 1)}
-    return self._module.apply(variables, *args, rngs=rngs, task_ids=task_ids, **kwargs)
+    return self._module.apply(variables, *args, rngs=rngs, task_ids=self._task_ids, **kwargs)
 
 
 class CPolyModel(models.EncoderDecoderModel):
@@ -83,7 +82,7 @@ class CPolyModel(models.EncoderDecoderModel):
         raise ValueError(f'the {kind} vocabulary has {vocabulary.vocab_size} pieces but the embedding {embedded} rows: raise '
                          f'VOCABULARY_SIZE to {vocabulary.vocab_size} or more, or set another VOCABULARY_PATH')
     self.task_index = task_index
-    self._unknown_task = unknown_task
+    self.unknown_task = unknown_task
     self._other_tasks = other_tasks
     self._prior = prior
     self._prior_weight = prior_weight
@@ -129,9 +128,11 @@ class CPolyModel(models.EncoderDecoderModel):
 
   def check_mixture(self, mixture_or_task: seqio.Task | seqio.Mixture) -> None:
     """Raises ValueError unless every task of a SeqIO mixture has a routing row, or unknown tasks get the average."""
-    if self._unknown_task == routing.AVERAGE:
+    if self.unknown_task == routing.AVERAGE:
       return
-    self.task_index.check_covers([task.name for task in seqio.get_subtasks(mixture_or_task)])
+    # A source of examples of several tasks says so.
+    self.task_index.check_covers([name for task in seqio.get_subtasks(mixture_or_task)
+                                  for name in getattr(task.source, 'routed_tasks', (task.name,))])
 
   def checkpoint_metadata(self) -> dict[str, Any]:
     """What a checkpoint has to tell of this model besides its parameters: all that rebuilds it (`cpoly_jax.model_settings`)."""

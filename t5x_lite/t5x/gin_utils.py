@@ -45,6 +45,7 @@ def define_flags() -> None:
   flags.DEFINE_list('gin_search_paths', ['.'], 'Comma-separated folders that gin files are searched in.')
   flags.DEFINE_string('tfds_data_dir', None, 'Folder of the data sets of TensorFlow Datasets.')
   flags.DEFINE_list('seqio_additional_cache_dirs', [], 'Comma-separated folders of cached SeqIO tasks.')
+  flags.DEFINE_bool('dry_run', False, 'Check everything, print what would be read and written, and stop there.')
   flags.DEFINE_bool('multiprocess_gpu', False, 'Start jax.distributed from the flags below.')
   flags.DEFINE_string('coordinator_address', None, 'Address of the first process, host:port.')
   flags.DEFINE_integer('process_count', None, 'Number of processes.')
@@ -337,7 +338,12 @@ def run_entry_point(fn: Callable[..., Any]) -> None:
     bindings = list(FLAGS.gin_bindings)
     if 'shard_id' in FLAGS and FLAGS.shard_id is not None:
       bindings.append(f'infer.shard_id = {FLAGS.shard_id}')
-    configured = gin.configurable(fn)
+    entry_point = fn
+    if FLAGS.dry_run:
+      from t5x import dry_run
+
+      entry_point = dry_run.instead_of(fn)
+    configured = gin.configurable(entry_point)
     parse_gin_flags(FLAGS.gin_search_paths, FLAGS.gin_file, bindings)
     _set_up_data()
     configured()

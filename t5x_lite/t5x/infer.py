@@ -1,17 +1,14 @@
 """Writes predictions or scores of a checkpoint for whole datasets: `python -m t5x.infer --gin_file=...`.
 
 A dataset is worked off in chunks of `checkpoint_period` batches, each its own file; a process that starts
-again goes on after the last finished chunk. At the end the chunks become one file a task.
+again goes on after the last finished chunk (`infer_chunks`). At the end the chunks become one file a task.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
-import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,24 +17,25 @@ if __name__ == '__main__':
   from t5x import runtime
   runtime.quiet_environment()
 
-from etils import epath
 import jax
 import numpy as np
 
 from t5x import datasets
 from t5x import files
 from t5x import gin_utils
+from t5x import infer_chunks
+from t5x import infer_progress
 from t5x import inference
 from t5x import model_info
 from t5x import restore
 from t5x import utils
+from t5x.infer_chunks import merge_chunks_to_file
 
 if TYPE_CHECKING:
   import seqio
   import tensorflow as tf
 
 _METHODS = {'predict': 'predict_batch', 'predict_with_aux': 'predict_batch_with_aux', 'score': 'score_batch'}
-_DONE = '.COMPLETED'
 
 
 def create_task_from_tfexample_file(paths: Sequence[str], file_type: str, inputs_key: str, targets_key: str | None,
@@ -136,72 +134,9 @@ def write_inferences_to_file(path: str, inferences: tuple[Sequence[Any], Mapping
   files.write_text(path, ''.join(lines))
 
 
-def merge_chunks_to_file(output_dir: str, output_fname: str, tmp_dir: str, step: int | None = None) -> None:
-  """Joins the chunk files of `tmp_dir`, in order, into `<output_dir>/<output_fname>` and removes the folder.
-
-  Args:
-    output_dir: folder of the result.
-    output_fname: its name.
-    tmp_dir: folder of the chunks.
-    step: accepted for compatibility.
-  """
-  del step
-  chunks = sorted(p for p in epath.Path(tmp_dir).iterdir() if re.search(r'-chunk\d+$', p.name))
-  target = epath.Path(output_dir) / output_fname
-  partial = epath.Path(f'{target}.tmp')
-  with partial.open('w') as out:
-    for chunk in chunks:
-      out.write(chunk.read_text())
-  partial.replace(target)
-  epath.Path(tmp_dir).rmtree()
-
-
 def _check_mode(mode: str) -> None:
   if mode not in _METHODS:
     raise ValueError(f"mode '{mode}' is not known: use one of {', '.join(_METHODS)}.")
-
-
-class _TaskInference:
-  """The inference of one task: its chunks, its folder, its files."""
-
-  def __init__(self, task: seqio.Task, cfg: utils.DatasetConfig, mode: str, output_dir: str, shard: tuple[int, int],
-               file_extension: str):
-    self.task, self.cfg = task, cfg
-    self._shard = shard
-    suffix = f'{shard[0]:05}-of-{shard[1]:05}'
-    self.output_dir = output_dir
-    self.file_name = f'{task.name}-{mode}.{file_extension}-{suffix}'
-    self.path = os.path.join(output_dir, self.file_name)
-    self.tmp_dir = os.path.join(output_dir, f'tmp-{task.name}-{suffix}')
-
-  def is_done(self) -> bool:
-    return epath.Path(self.path + _DONE).exists()
-
-  def chunk_path(self, chunk: int) -> str:
-    return os.path.join(self.tmp_dir, f'{self.file_name}-chunk{chunk:05}')
-
-  def num_chunks_done(self) -> int:
-    return next(i for i in itertools.count() if not epath.Path(self.chunk_path(i) + _DONE).exists())
-
-  def dataset(self) -> tf.data.Dataset:
-    """The examples of this shard with the features of the task, in a fixed order."""
-    ds = self.task.get_dataset(
-        sequence_length=self.cfg.task_feature_lengths, split=self.cfg.split, shuffle=self.cfg.shuffle, num_epochs=1,
-        use_cached=self.cfg.use_cached, seed=0 if self.cfg.seed is None else self.cfg.seed,
-        trim_output_features=self.cfg.trim_output_features)
-    return ds.shard(self._shard[1], self._shard[0])
-
-
-def _chunks(ds: tf.data.Dataset, size: int, skip: int):
-  """Yields (chunk number, dataset of its examples), reading the source once."""
-  import tensorflow as tf
-  examples = ds.skip(skip * size).as_numpy_iterator()
-  for number in itertools.count(skip):
-    chunk = list(itertools.islice(examples, size))
-    if not chunk:
-      return
-    chunk_ds = tf.data.Dataset.from_generator(lambda chunk=chunk: iter(chunk), output_signature=ds.element_spec)
-    yield number, chunk_ds.apply(tf.data.experimental.assert_cardinality(len(chunk)))
 
 
 def infer(*, mode: str, model: Any, dataset_cfg: utils.DatasetConfig,
@@ -261,7 +196,7 @@ def infer(*, mode: str, model: Any, dataset_cfg: utils.DatasetConfig,
 
   converter = model.FEATURE_CONVERTER_CLS(pack=False)
   convert = lambda ds: converter(ds, task_feature_lengths=dataset_cfg.task_feature_lengths)
-  spec = convert(_TaskInference(tasks[0], dataset_cfg, mode, output_dir, (0, 1), file_extension).dataset()).element_spec
+  spec = convert(infer_chunks.TaskFiles(tasks[0], dataset_cfg, mode, output_dir, (0, 1), file_extension).dataset()).element_spec
   initializer = train_state_initializer_cls(
       optimizer_def=None, init_fn=model.get_initial_variables, partitioner=partitioner,
       input_shapes={k: (dataset_cfg.batch_size, *v.shape) for k, v in spec.items()},
@@ -276,14 +211,26 @@ def infer(*, mode: str, model: Any, dataset_cfg: utils.DatasetConfig,
         initializer, partitioner, restore_checkpoint_cfg, path, fallback_init_rng, use_orbax=use_orbax)
     folder = output_dir if len(paths) == 1 else os.path.join(output_dir, f'checkpoint_{int(train_state.step)}')
     for task in tasks:
-      work = _TaskInference(task, dataset_cfg, mode, folder, (shard_id, num_shards), file_extension)
-      _infer_task(work, mode, checkpoint_period * dataset_cfg.batch_size, convert, infer_fn, train_state, write_fn,
+      facts = {'checkpoint': os.fspath(path), infer_chunks.CHUNK: checkpoint_period * dataset_cfg.batch_size,
+               'input': infer_chunks.content(task, dataset_cfg.split), 'decoding': _decoding(model, mode)}
+      work = infer_chunks.TaskFiles(task, dataset_cfg, mode, folder, (shard_id, num_shards), file_extension, facts)
+      _infer_task(work, mode, facts[infer_chunks.CHUNK], num_shards, convert, infer_fn, train_state, write_fn,
                   merge_fn if merge_chunked_results else None,
                   task.output_features[output_vocab_feature_name].vocabulary)
     manager.close()
 
 
-def _infer_task(work: _TaskInference, mode: str, chunk_size: int, convert: Callable[..., Any],
+def _decoding(model: Any, mode: str) -> str | None:
+  """Tells how a model decodes, as far as its attributes do."""
+  function = getattr(model, 'decode_fn', None)
+  if mode == 'score' or function is None:
+    return None
+  name = getattr(getattr(function, 'func', function), '__name__', type(function).__name__)
+  settings = ', '.join(f'{k}={v}' for k, v in sorted(getattr(function, 'keywords', {}).items()))
+  return f'{name}({settings}) {getattr(model, "_default_decoder_params", "")}'.strip()
+
+
+def _infer_task(work: infer_chunks.TaskFiles, mode: str, chunk_size: int, num_shards: int, convert: Callable[..., Any],
                 infer_fn: Callable[..., Any], train_state: Any, write_fn: Callable[..., None],
                 merge_fn: Callable[..., None] | None, vocabulary: seqio.Vocabulary) -> None:
   """Works off the chunks of one task that are not done yet."""
@@ -292,20 +239,23 @@ def _infer_task(work: _TaskInference, mode: str, chunk_size: int, convert: Calla
     if is_first:
       print(f'{work.path} is complete already, left as it is.', flush=True)
     return
-  start, count = time.monotonic(), 0
-  files.make_dirs(work.tmp_dir)
-  for number, chunk_ds in _chunks(work.dataset(), chunk_size, work.num_chunks_done()):
+  ds, done = work.dataset(), work.num_chunks_done()
+  if is_first:
+    work.prepare(keep=done > 0)
+  total = infer_chunks.num_examples(ds, work.task, work.cfg.split, num_shards)
+  before = done * chunk_size if total is None else min(done * chunk_size, total)
+  progress = infer_progress.InferProgress(work.task.name, total, before) if is_first else None
+  for number, chunk_ds in infer_chunks.iterate(ds, chunk_size, done):
     rng = jax.random.fold_in(jax.random.PRNGKey(0), number)
-    result = infer_fn(convert(chunk_ds).enumerate(), train_state, rng=rng)
+    result = infer_fn(convert(chunk_ds).enumerate(), train_state, rng=rng, on_batch=progress)
     indexed, auxiliary = result if isinstance(result, tuple) else (result, {})
-    count += len(indexed)
     if is_first:
       write_fn(work.chunk_path(number), ([output for _, output in indexed], auxiliary), chunk_ds, mode, vocabulary)
-      files.write_text(work.chunk_path(number) + _DONE, '')
-      print(f'{work.task.name}: {count} examples, {count / (time.monotonic() - start):.3g} examples/s', flush=True)
+      work.mark_chunk(number)
   if is_first and merge_fn is not None:
+    progress.show()
     merge_fn(work.output_dir, work.file_name, work.tmp_dir, int(train_state.step))
-    files.write_text(work.path + _DONE, '')
+    work.mark_result()
     print(f'{work.task.name}: wrote {work.path}', flush=True)
 
 

@@ -57,8 +57,9 @@ def get_infer_fn(infer_step: Callable[..., Any], batch_size: int, train_state_ax
     keep_aux_as_numpy: leave auxiliary rows as numpy arrays instead of lists.
 
   Returns:
-    fn(enumerated dataset, train_state, rng=None) -> [(index, output)], in the order of the dataset, or
-    ([(index, output)], auxiliary pytree of lists in the same order).
+    fn(enumerated dataset, train_state, rng=None, on_batch=None) -> [(index, output)], in the order of the dataset, or
+    ([(index, output)], auxiliary pytree of lists in the same order). `on_batch(number of examples)` is called when a batch
+    is done.
   """
   parameters = inspect.signature(infer_step).parameters
   layout = partitioner.get_data_layout(batch_size)
@@ -71,10 +72,16 @@ def get_infer_fn(infer_step: Callable[..., Any], batch_size: int, train_state_ax
       step, in_axis_resources=(train_state_axes, partitioner.data_partition_spec, None),
       out_axis_resources=PartitionSpec())
 
-  def infer_fn(dataset, train_state, rng=None):
+  def infer_fn(dataset, train_state, rng=None, on_batch=None):
     if rng is None:
       rng = jax.random.PRNGKey(0)
     all_indices, all_outputs = [], []
+
+    def fetch(number):
+      all_outputs[number] = jax.device_get(all_outputs[number])
+      if on_batch is not None:
+        on_batch(int((all_indices[number] != PADDING_INDEX).sum()))
+
     for number, (indices, batch) in enumerate(_batches(dataset, batch_size)):
       outputs = partitioned_step(train_state, _place(batch, partitioner, layout),
                                  jax.random.fold_in(rng, number))
@@ -82,12 +89,13 @@ def get_infer_fn(infer_step: Callable[..., Any], batch_size: int, train_state_ax
       # The copy to the host of one batch overlaps with the computation of the next.
       all_outputs.append(outputs)
       if len(all_outputs) > 1:
-        all_outputs[-2] = jax.device_get(all_outputs[-2])
+        fetch(number - 1)
     if not all_outputs:
       return []
+    fetch(-1)
     indices = np.concatenate(all_indices)
     kept = indices != PADDING_INDEX
-    outputs = jax.tree.map(lambda *x: np.concatenate(x)[kept], *jax.device_get(all_outputs))
+    outputs = jax.tree.map(lambda *x: np.concatenate(x)[kept], *all_outputs)
     if isinstance(outputs, tuple):
       values, auxiliary = outputs
       return list(zip(indices[kept].tolist(), list(values))), _rows(auxiliary, keep_aux_as_numpy)

@@ -12,7 +12,6 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import seqio
 from t5x import decoding as t5x_decoding
@@ -34,7 +33,8 @@ FAMILIES = {
     't5_1_0': dict(feed_forward_proj='relu', tie_word_embeddings=True),
     't5_1_1': dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False),
     # As FLAN: gated, logits of their own, more heads than fit the width, and deeper.
-    'flan': dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False, num_heads=6, d_kv=4, num_layers=3, num_decoder_layers=3),
+    'flan': dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False, num_heads=6, d_kv=4, num_layers=3,
+                 num_decoder_layers=3),
 }
 SEEDS = {'t5_1_0': 0, 't5_1_1': 3, 'flan': 8}  # Of weights with which ends come at all lengths and settings matter.
 _quick, tearDownModule = testing.quick_compilation()
@@ -112,9 +112,14 @@ def _predict(family, decode_fn, num_decodes=1, prompts=None):
   return np.asarray(tokens)[:, ::-1], np.asarray(aux['scores'])[:, ::-1]
 
 
+@functools.cache
+def _scoring(family):
+  return jax.jit(_model(family).score_batch)
+
+
 def _score(family, targets):
   """Our log-likelihood of targets [B, Lt]."""
-  return np.asarray(jax.jit(_model(family).score_batch)(_models(family)[2], _batch(targets)))
+  return np.asarray(_scoring(family)(_models(family)[2], _batch(targets)))
 
 
 class GreedyTest(parameterized.TestCase):
