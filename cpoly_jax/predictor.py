@@ -93,8 +93,8 @@ class Predictor:
     self._programs: dict[tuple[Any, ...], Any] = {}
 
   def predict(self, texts: Sequence[str], task: str | Sequence[str] | None = None, *, num_beams: int = 1,
-              length_penalty: float = 1.0, temperature: float | None = None, top_k: int = 0, top_p: float = 0.0,
-              seed: int = 0, max_length: int | None = None, return_scores: bool = False
+              length_penalty: float = 1.0, early_stopping: bool | str = False, temperature: float | None = None,
+              top_k: int = 0, top_p: float = 0.0, seed: int = 0, max_length: int | None = None, return_scores: bool = False
               ) -> list[str] | tuple[list[str], np.ndarray]:
     """Returns one predicted text for each of n texts; greedy unless options say otherwise.
 
@@ -103,6 +103,7 @@ class Predictor:
       task: whose skills and routing are used: one name, or one for each text; None where the model has a single task.
       num_beams: more than 1: beam search, with the results of Hugging Face's `generate`.
       length_penalty: beams are ranked by log-probability / length^length_penalty, their length in tokens.
+      early_stopping: when a beam search ends: False, True or 'never', as of `generate` (`decoding.beam_search`).
       temperature: above 0: tokens are drawn; None: 1 if `top_k` or `top_p` is given.
       top_k: draw from this many most probable tokens.
       top_p: draw from the smallest set of tokens that has this probability.
@@ -120,7 +121,7 @@ class Predictor:
     length = self._lengths['targets'] if max_length is None else max_length
     if int(length) != length or length < 1:
       raise ValueError(f'max_length={max_length}: give a whole number of 1 or more')
-    program = self._predicting(num_beams, temperature, top_k, top_p, length_penalty)
+    program = self._predicting(num_beams, temperature, top_k, top_p, length_penalty, early_stopping)
     inputs = [self._tokens(text, f'text {i}', 'inputs') for i, text in enumerate(texts)]
     draws = _draws(texts, names)
     predictions, scores = [''] * len(texts), np.zeros(len(texts), np.float32)

@@ -38,7 +38,7 @@ def checkpoint(path: str | os.PathLike) -> str:
 
 
 def decoder(num_beams: int = 1, temperature: float | None = None, top_k: int = 0, top_p: float = 0.0,
-            length_penalty: float = 1.0) -> Callable[..., Any]:
+            length_penalty: float = 1.0, early_stopping: bool | str = False) -> Callable[..., Any]:
   """Returns the decoding function of some options: greedy unless they say otherwise.
 
   Its scores are log-probabilities under the model, divided by length^length_penalty unless tokens are drawn.
@@ -49,6 +49,7 @@ def decoder(num_beams: int = 1, temperature: float | None = None, top_k: int = 0
     top_k: draw from this many most probable tokens only; 0: from all.
     top_p: draw from the smallest set of tokens that has this probability; 0: from all.
     length_penalty: above 0 favours longer beams; a score that is not drawn is divided by length^length_penalty.
+    early_stopping: when a beam search ends, see `decoding.beam_search`.
 
   Raises:
     ValueError: a value that makes no sense, or options that exclude each other.
@@ -67,14 +68,14 @@ def decoder(num_beams: int = 1, temperature: float | None = None, top_k: int = 0
   if not temperature and (top_k or top_p):
     raise ValueError(f'temperature=0 draws nothing: leave out top_k={top_k} and top_p={top_p}, or give another temperature')
   if not temperature:
-    return functools.partial(decoding.beam_search, length_penalty=length_penalty)
+    return functools.partial(decoding.beam_search, length_penalty=length_penalty, early_stopping=early_stopping)
   return functools.partial(t5x_decoding.temperature_sample, temperature=temperature, topk=top_k, topp=top_p,
                            rescale_log_probs=False)
 
 
 def model(path: str | os.PathLike | None = None, *, description: Mapping[str, Any] | None = None, dtype: Any = None,
           vocabulary: Any = None, num_beams: int = 1, temperature: float | None = None, top_k: int = 0,
-          top_p: float = 0.0, length_penalty: float = 1.0) -> CPolyModel:
+          top_p: float = 0.0, length_penalty: float = 1.0, early_stopping: bool | str = False) -> CPolyModel:
   """Returns the model of a checkpoint, for inference; no parameters are read.
 
   Args:
@@ -82,7 +83,7 @@ def model(path: str | os.PathLike | None = None, *, description: Mapping[str, An
     description: in place of `path`, what `CPolyModel.checkpoint_metadata` tells.
     dtype: of activations; None for that of the training.
     vocabulary: of inputs and targets; None for the described ones.
-    num_beams, temperature, top_k, top_p, length_penalty: see `decoder`.
+    num_beams, temperature, top_k, top_p, length_penalty, early_stopping: see `decoder`.
 
   Raises:
     FileNotFoundError: there is no checkpoint, or no vocabulary.
@@ -103,7 +104,7 @@ def model(path: str | os.PathLike | None = None, *, description: Mapping[str, An
       module=model_settings.build(description, dtype=dtype), input_vocabulary=known['input'],
       output_vocabulary=known['output'], optimizer_def=None, task_index=TaskIndex.from_json(description['task_index']),
       unknown_task=router.get('unknown_task', routing.ERROR),
-      decode_fn=decoder(num_beams, temperature, top_k, top_p, length_penalty),
+      decode_fn=decoder(num_beams, temperature, top_k, top_p, length_penalty, early_stopping),
       default_decoder_params=models.DecoderParams(num_decodes=num_beams))
 
 

@@ -76,9 +76,10 @@ def _beam_search(*args, **kwargs):
 
 class BeamSearchTest(parameterized.TestCase):
 
-  @parameterized.product(seed=(0, 1), n=(1, 3), rule=((1., False), (2., 'never'), (.5, True), (-1., 'never')))
-  def test_agrees_with_python(self, seed, n, rule):
-    table, (penalty, early) = _chain(seed), rule
+  @parameterized.parameters(
+      (0, 1, 2., 'never'), (0, 3, 1., False), (0, 3, .5, True), (1, 3, 2., 'never'), (1, 3, -1., 'never'))
+  def test_agrees_with_python(self, seed, n, penalty, early):
+    table = _chain(seed)
     prompts = [(), (4,), (2, 3)]
     settings = dict(num_decodes=n, length_penalty=penalty, early_stopping=early)
     tokens, scores = _beam_search(_inputs(*prompts), {}, _step_of(table), **settings)

@@ -13,6 +13,7 @@ from absl.testing import parameterized
 import flax
 import jax
 import numpy as np
+import pytest
 import seqio
 from t5x import decoding as t5x_decoding
 
@@ -130,10 +131,14 @@ class GreedyTest(parameterized.TestCase):
     lengths = (expected[:, 0] > 0).sum(-1)
     self.assertGreater(len(set(lengths.tolist())), 2)
     self.assertTrue((expected[:, 0, -1] > EOS).any())  # A row that has reached the limit.
-    for decode_fn in (t5x_decoding.temperature_sample, decoding.beam_search):
-      tokens, scores = _predict(family, decode_fn)
-      np.testing.assert_array_equal(tokens, expected)
+    tokens, scores = _predict(family, decoding.beam_search)
+    np.testing.assert_array_equal(tokens, expected)
     np.testing.assert_allclose(scores[:, 0] * lengths, _score(family, tokens[:, 0]), atol=1e-4, rtol=1e-4)
+
+
+  def test_tokens_of_the_function_of_t5x(self):
+    tokens, _ = _predict('t5_1_1', t5x_decoding.temperature_sample)
+    np.testing.assert_array_equal(tokens, _generate('t5_1_1', num_beams=1)[0])
 
 
 class BeamTest(parameterized.TestCase):
@@ -155,9 +160,13 @@ class BeamTest(parameterized.TestCase):
     for i in range(2):  # Teacher-forced, without a cache: each hypothesis has had its own keys and values.
       np.testing.assert_allclose(scores[:, i] * lengths[:, i], _score(family, tokens[:, i]), atol=1e-4, rtol=1e-4)
 
-  @parameterized.parameters(
-      (4, 2., True), (4, 2., 'never'), (4, 2., False), (3, 0., True), (2, -1., 'never'))
-  def test_settings(self, n, length_penalty, early_stopping):
+  @parameterized.parameters(True, False, 'never')
+  def test_early_stopping(self, early_stopping):
+    self._check('t5_1_1', 4, length_penalty=2., early_stopping=early_stopping)
+
+  @pytest.mark.slow
+  @parameterized.product(n=(2, 3, 5), length_penalty=(-1., 0., .6, 1.5), early_stopping=(True, False, 'never'))
+  def test_all_settings(self, n, length_penalty, early_stopping):
     self._check('t5_1_1', n, length_penalty=length_penalty, early_stopping=early_stopping)
 
   def test_a_limit_below_the_positions(self):
