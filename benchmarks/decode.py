@@ -94,8 +94,9 @@ class Decoder:
     tied = self.model.module.config.logits_via_embedding
     paths = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
              for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)}
-    return sum(leaf.nbytes for path, leaf in paths.items()
-               if path.startswith('decoder/') and not any(part in path for part in once) or tied and path == 'token_embedder/embedding')
+    reads = lambda path: path.startswith('decoder/') and not any(part in path for part in once)
+    shared = 'token_embedder/embedding' if tied else None
+    return sum(leaf.nbytes for path, leaf in paths.items() if reads(path) or path == shared)
 
   def program(self, name: str, beams: int) -> Program:
     """Compiles the search with some beams."""
