@@ -92,11 +92,14 @@ class Decoder:
     """Bytes of the base that every step reads: the decoder's, without what makes the inputs' keys and values."""
     once = ('encoder_decoder_attention/key/', 'encoder_decoder_attention/value/', 'skills', 'routing', 'relpos_bias')
     tied = self.model.module.config.logits_via_embedding
-    paths = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-             for path, leaf in jax.tree_util.tree_leaves_with_path(self.params)}
-    reads = lambda path: path.startswith('decoder/') and not any(part in path for part in once)
-    shared = 'token_embedder/embedding' if tied else None
-    return sum(leaf.nbytes for path, leaf in paths.items() if reads(path) or path == shared)
+
+    def is_read(path: str) -> bool:
+      if path == 'token_embedder/embedding':
+        return tied  # As the logits' matrix; of the tokens' own rows there are few.
+      return path.startswith('decoder/') and not any(part in path for part in once)
+
+    paths = jax.tree_util.tree_leaves_with_path(self.params)
+    return sum(leaf.nbytes for path, leaf in paths if is_read(jax.tree_util.keystr(path, simple=True, separator='/')))
 
   def program(self, name: str, beams: int) -> Program:
     """Compiles the search with some beams."""

@@ -112,9 +112,13 @@ def _compiled(mesh):
 
 
 def _is_on_host(array: Any) -> bool:
+  """Whether this process has all of an array in its own memory.
+
+  Virtual CPU devices are no exception: many programs with collective operations at a time can starve their few threads.
+  """
   if not isinstance(array, jax.Array):
     return True
-  return len(array.sharding.device_set) == 1 and next(iter(array.sharding.device_set)).platform == 'cpu'
+  return array.is_fully_addressable and all(device.platform == 'cpu' for device in array.sharding.device_set)
 
 
 def _text(sums: np.ndarray) -> str:

@@ -74,9 +74,10 @@ def _replaced(value, path, other):
 
 
 def mutated(record):
-  """Strategy: the record as JSON, with a part replaced."""
-  return st.tuples(st.sampled_from(sorted(_places(record), key=str)), _json).map(
-      lambda drawn: json.dumps(_replaced(record, *drawn)).encode())
+  """Strategy: the record as JSON, with a part replaced, or with a field that no reader knows, which harms none."""
+  replaced = st.tuples(st.sampled_from(sorted(_places(record), key=str)), _json).map(lambda drawn: _replaced(record, *drawn))
+  extended = st.tuples(st.text(max_size=3), _json).map(lambda drawn: {**record, f'other {drawn[0]}': drawn[1]})
+  return (replaced | extended).map(lambda value: json.dumps(value).encode())
 
 
 @st.composite
