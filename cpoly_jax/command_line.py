@@ -13,6 +13,7 @@ Nothing heavy is imported here, so that `--help` is quick.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import NoReturn
 from collections.abc import Callable, Sequence
@@ -54,10 +55,14 @@ def first_line(error: Exception) -> str:
 def main(run: Callable[[Sequence[str]], Result], arguments: Sequence[str] | None = None) -> int:
   """Prints what `run` returns; returns its exit code. A mistake is one line on stderr and exit code 1.
 
+  The process uses the CPU unless JAX_PLATFORMS names something else.
+
   Args:
     run: takes the arguments; returns (text, code), or (text, code, *notes). ValueError and OSError are mistakes of the user.
     arguments: those of the command line; None: of the process.
   """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+  os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # A training may hold the accelerator.
   from absl import logging  # pylint: disable=g-import-not-at-top
   logging.set_verbosity(logging.WARNING)  # t5x logs what gin parsed.
   logging.use_absl_handler()  # So that t5x can keep back what gin logs of folders without a file.

@@ -57,8 +57,6 @@ def run(arguments: Sequence[str]) -> command_line.Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs the program; returns the exit code. A mistake is one line on stderr and exit code 1."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # A training may hold the accelerator.
   return command_line.main(run, arguments)
 
 

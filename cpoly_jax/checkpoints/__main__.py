@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -87,8 +86,6 @@ def run(arguments: Sequence[str]) -> command_line.Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit code. A mistake is one line on stderr and exit code 1."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # A training may hold the accelerator.
   return command_line.main(run, arguments)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
+import difflib
 import re
 import sys
 from collections.abc import Sequence
@@ -149,9 +149,6 @@ def run(arguments: Sequence[str]) -> command_line.Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
   """Prints a table; returns the exit code. A mistake is one line on stderr and exit code 1."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-  import jax
-  jax.config.update('jax_platforms', 'cpu')  # A training may hold the accelerator.
   return command_line.main(run, arguments)
 
 

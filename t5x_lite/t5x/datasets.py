@@ -143,13 +143,13 @@ def tasks_with_split(cfg: DatasetConfig, warn: bool = True) -> list[seqio.Task]:
   if missing and warn:
     logging.warning("No split '%s', skipped: %s", cfg.split, ', '.join(task.name for task in missing))
   for task in found:
-    if '[' not in cfg.split and _num_examples(task, cfg.split) == 0:
+    if '[' not in cfg.split and stated_examples(task, cfg.split) == 0:
       raise ValueError(f"Task '{task.name}' has no examples in its split '{cfg.split}': check its data files.")
   return found
 
 
-def _num_examples(task: seqio.Task, split: str) -> int | None:
-  """Number of examples that the task itself states, None where it does not know; faults of its files are raised."""
+def stated_examples(task: seqio.Task, split: str) -> int | None:
+  """Returns how many examples a task states, None where it does not know; faults of its files are raised."""
   try:
     return task.num_input_examples(split)
   except (KeyError, TypeError, NotImplementedError):
@@ -216,7 +216,7 @@ def _source_examples(task: seqio.Task, cfg: DatasetConfig) -> int | None:
       raise ValueError(f"Task '{task.name}' is in none of the cache folders ({folders}): write it there with "
                        'seqio_cache_tasks, name its folder with --seqio_additional_cache_dirs, or set USE_CACHED_TASKS=False.')
     return task.get_cached_stats(cfg.split)['examples']
-  return _num_examples(task, cfg.split)
+  return stated_examples(task, cfg.split)
 
 
 def _open_store(cfg: DatasetConfig, mixture_or_task: Any, feature_converter_cls: type, seed: int,

@@ -81,7 +81,6 @@ def _checkpoints(name: str, arguments: Mapping[str, Any], folder: str) -> Iterat
 
 def _data(name: str, arguments: Mapping[str, Any]) -> Iterator[str]:
   from t5x import datasets
-  from t5x import infer_chunks
   model = arguments['model']
   verify = arguments.get('verify_matching_vocabs_fn', datasets.verify_matching_vocabs)
   for argument, cfg in arguments.items():
@@ -95,7 +94,7 @@ def _data(name: str, arguments: Mapping[str, Any]) -> Iterator[str]:
       verify(cfg, model)
     if hasattr(model, 'check_mixture'):
       model.check_mixture(datasets.get_mixture_or_task(cfg))
-    counts = [infer_chunks.stated_examples(task, cfg.split) for task in tasks]
+    counts = [datasets.stated_examples(task, cfg.split) for task in tasks]
     number = 'an unknown number of' if None in counts else f'{sum(counts):,}'
     of = f'{len(tasks)} tasks' if tasks[1:] else f'task {tasks[0].name}'
     lengths = ', '.join(f'{k} {v}' for k, v in (cfg.task_feature_lengths or {}).items()) or 'as long as the longest'

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
+from t5x import datasets
 from t5x import files
 
 if TYPE_CHECKING:
   import seqio
   import tensorflow as tf
-  from t5x import datasets
 
 DONE = '.COMPLETED'
 # The fact that matters to chunks only: examples in each.
@@ -120,15 +120,7 @@ def content(task: seqio.Task, split: str) -> Any:
   digest = getattr(task.source, 'content_digest', None)
   if digest is not None:
     return digest(split)
-  return stated_examples(task, split)
-
-
-def stated_examples(task: seqio.Task, split: str) -> int | None:
-  """Returns the number of examples that a task reads, None where it does not know."""
-  try:
-    return task.num_input_examples(split)
-  except (KeyError, TypeError, NotImplementedError):
-    return None
+  return datasets.stated_examples(task, split)
 
 
 def num_examples(ds: tf.data.Dataset, task: seqio.Task, split: str, num_shards: int = 1) -> int | None:
@@ -136,7 +128,7 @@ def num_examples(ds: tf.data.Dataset, task: seqio.Task, split: str, num_shards: 
   known = int(ds.cardinality())
   if known >= 0:
     return known
-  stated = stated_examples(task, split)
+  stated = datasets.stated_examples(task, split)
   return None if stated is None else -(-stated // num_shards)
 
 

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5x import nonfinite
+
 Array = jax.Array
 
 
@@ -38,12 +40,11 @@ LossNormalizingFactor = float | int | str | SpecialLossNormalizingFactor | None
 
 
 def _log_sum_exp(logits: Array) -> tuple[Array, Array, Array]:
-  """Returns float32 (logits - max [..., V], log of the sum of its exp [...], log Z [...])."""
+  """Returns float32 (logits - max [..., V], log of the sum of its exp [...], max [...])."""
   logits = logits.astype(jnp.float32)
   largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   shifted = logits - largest[..., None]
-  log_sum = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1))
-  return shifted, log_sum, log_sum + largest
+  return shifted, jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)), largest
 
 
 def cross_entropy_with_logits(logits: Array, targets: Array, z_loss: float) -> tuple[Array, Array]:
@@ -57,8 +58,8 @@ def cross_entropy_with_logits(logits: Array, targets: Array, z_loss: float) -> t
   Returns:
     (loss with the z-loss included [...], the z-loss alone [...]), float32.
   """
-  shifted, log_sum, log_z = _log_sum_exp(logits)
-  total_z_loss = z_loss * jnp.square(log_z)
+  shifted, log_sum, largest = _log_sum_exp(logits)
+  total_z_loss = z_loss * jnp.square(log_sum + largest)
   return jnp.sum(targets * (log_sum[..., None] - shifted), axis=-1) + total_z_loss, total_z_loss
 
 
@@ -67,13 +68,9 @@ def _smoothed(vocab_size: int, label_smoothing: float) -> tuple[float, float]:
   return 1.0 - label_smoothing, label_smoothing / (vocab_size - 1)
 
 
-def _is_target(logits: Array, targets: Array) -> Array:
-  """[..., V] mask of the target tokens.
-
-  It is only ever consumed by a sum or a select, into which XLA fuses it. Unlike a gather it needs
-  no communication of logits when the vocabulary is partitioned.
-  """
-  return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+def _of_target(logits: Array, targets: Array) -> Array:
+  """Returns the target tokens' logits, float32 [...], of logits [..., V]."""
+  return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -89,29 +86,29 @@ def integer_cross_entropy(logits: Array, targets: Array, label_smoothing: float,
   Returns:
     (loss with the z-loss included [...], the z-loss alone [...]), float32.
   """
-  shifted, log_sum, log_z = _log_sum_exp(logits)
-  right, wrong = _smoothed(logits.shape[-1], label_smoothing)
-  of_target = jnp.sum(jnp.where(_is_target(logits, targets), shifted, 0.0), axis=-1)
-  loss = log_sum - (right - wrong) * of_target
-  if label_smoothing:
-    loss -= wrong * jnp.sum(shifted, axis=-1)
-  total_z_loss = z_loss * jnp.square(log_z)
-  return loss + total_z_loss, total_z_loss
+  return _integer_forward(logits, targets, label_smoothing, z_loss)[0]
 
 
 def _integer_forward(logits, targets, label_smoothing, z_loss):
-  return integer_cross_entropy(logits, targets, label_smoothing, z_loss), (logits, targets)
+  shifted, log_sum, largest = _log_sum_exp(logits)
+  log_z = log_sum + largest
+  right, wrong = _smoothed(logits.shape[-1], label_smoothing)
+  loss = log_sum - (right - wrong) * (_of_target(logits, targets) - largest)
+  if label_smoothing:
+    loss -= wrong * jnp.sum(shifted, axis=-1)
+  total_z_loss = z_loss * jnp.square(log_z)
+  return (loss + total_z_loss, total_z_loss), (logits, targets, log_z)
 
 
 def _integer_backward(label_smoothing, z_loss, residuals, cotangents):
-  logits, targets = residuals
-  grad_loss, grad_z_loss = (g[..., None] for g in cotangents)
-  shifted, log_sum, log_z = _log_sum_exp(logits)
+  logits, targets, log_z = residuals
+  grad_loss, grad_z_loss = cotangents
   right, wrong = _smoothed(logits.shape[-1], label_smoothing)
-  grad_log_z = grad_loss + (grad_loss + grad_z_loss) * 2 * z_loss * log_z[..., None]
-  probs = jnp.exp(shifted - log_sum[..., None])
-  soft_targets = jnp.where(_is_target(logits, targets), right, wrong)
-  grad_logits = (grad_log_z * probs - grad_loss * soft_targets).astype(logits.dtype)
+  grad_log_z = grad_loss + (grad_loss + grad_z_loss) * 2 * z_loss * log_z
+  probs = jnp.exp(logits.astype(jnp.float32) - log_z[..., None])
+  is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+  soft_targets = jnp.where(is_target, right, wrong)
+  grad_logits = (grad_log_z[..., None] * probs - grad_loss[..., None] * soft_targets).astype(logits.dtype)
   return grad_logits, np.zeros(targets.shape, jax.dtypes.float0)
 
 
@@ -157,6 +154,7 @@ def compute_weighted_cross_entropy(
   weight_sum = jnp.float32(math.prod(targets.shape))
   if weights is not None:
     loss, total_z_loss, weight_sum = loss * weights, total_z_loss * weights, jnp.sum(weights)
+  nonfinite.note_rows(loss)
   loss, total_z_loss = jnp.sum(loss), jnp.sum(total_z_loss)
   if loss_normalizing_factor is not None:
     loss, total_z_loss = loss / loss_normalizing_factor, total_z_loss / loss_normalizing_factor

@@ -244,6 +244,16 @@ def count_packed_examples(segment_ids: Array) -> Array:
   return jnp.sum((segment_ids != before) & (segment_ids != 0))
 
 
+def _is_predicted(logits: Array, targets: Array) -> Array:
+  """Whether the targets [...] are the first largest of logits [..., V], as `argmax` has it.
+
+  On a CPU an argmax over a large vocabulary takes ten times as long as these comparisons.
+  """
+  of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+  before = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) < targets[..., None]
+  return ~jnp.any((logits > of_target) | (before & (logits == of_target)), axis=-1)
+
+
 def compute_base_metrics(
   logits: Array,
   targets: Array,
@@ -270,8 +280,9 @@ def compute_base_metrics(
   num_positions = math.prod(targets.shape)
   num_tokens = num_positions if mask is None else jnp.sum(mask)
   num_devices = jax.device_count()
+  correct = average.from_model_output(_is_predicted(logits, targets).astype(jnp.float32), mask=mask)
   metrics = {
-    'accuracy': clu_metrics.Accuracy.from_model_output(logits=logits, labels=targets.astype(jnp.int32), mask=mask),
+    'accuracy': clu_metrics.Accuracy(total=correct.total, count=correct.count),
     'loss': per_step(loss),
     'loss_per_nonpadding_target_token': average(total=loss, count=num_tokens),
     'loss_per_all_target_tokens': average(total=loss, count=jnp.int32(num_positions)),

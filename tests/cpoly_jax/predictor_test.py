@@ -136,9 +136,10 @@ class DecodingTest(_PredictorTest):
     np.testing.assert_allclose(scores[1], told['scores'][0], rtol=1e-4)
 
   def test_options_choose_the_decoding_function(self):
-    for options in ({}, {'num_beams': 3}):
+    for options, early_stopping in (({}, False), ({'num_beams': 3}, False), ({'num_beams': 3, 'early_stopping': True}, True)):
       search = trained.decoder(**options, length_penalty=0.5)
-      self.assertEqual((search.func, search.keywords), (decoding.beam_search, {'length_penalty': 0.5}))
+      self.assertEqual((search.func, search.keywords),
+                       (decoding.beam_search, {'length_penalty': 0.5, 'early_stopping': early_stopping}))
     for options, wanted in (({'top_k': 4}, {'temperature': 1.0, 'topk': 4, 'topp': 0.0}),
                             ({'temperature': 0.5, 'top_p': 0.9}, {'temperature': 0.5, 'topk': 0, 'topp': 0.9})):
       self.assertEqual(trained.decoder(**options).keywords, {'rescale_log_probs': False, **wanted})

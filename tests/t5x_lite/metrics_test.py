@@ -102,5 +102,19 @@ class MetricsTest(parameterized.TestCase):
     self.assertFalse(metrics.is_metric_obj(1.5))
 
 
+class AccuracyTest(absltest.TestCase):
+
+  def test_it_is_that_of_argmax_with_ties_and_masked_logits_too(self):
+    rng = np.random.default_rng(0)
+    logits = rng.integers(-2, 3, size=(40, 6, 5)).astype(np.float32)  # Few values: most rows have ties.
+    logits[0, 0], logits[0, 1, :4] = -np.inf, -np.inf
+    targets = rng.integers(0, 5, size=(40, 6)).astype(np.int32)
+    right = logits.argmax(axis=-1) == targets
+    self.assertBetween(right.mean(), .1, .9)
+    for mask in (None, (rng.random((40, 6)) < .5).astype(np.float32)):
+      values = metrics.compute_base_metrics(jnp.asarray(logits), jnp.asarray(targets), mask, jnp.float32(0))
+      self.assertAlmostEqual(float(values['accuracy'].compute()), np.average(right, weights=mask), places=6)
+
+
 if __name__ == '__main__':
   absltest.main()
