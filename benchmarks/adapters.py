@@ -11,6 +11,7 @@ from __future__ import annotations
 from absl import app
 from absl import flags
 
+from benchmarks import steady_memory
 from benchmarks import train_step
 
 _SYSTEMS = flags.DEFINE_list('systems', ['poly', 'cpoly', 'hyper', 'task_moe', 'moe_lora', 'mmoe', 'cgc'],
@@ -24,6 +25,7 @@ REFERENCE = 'shared'
 
 def main(argv) -> None:
   del argv
+  steady_memory.keep()
   bindings = [f'NUM_TASKS = {_TASKS.value}', f'RANK = {_RANK.value}']
   steps = []
   for name in [REFERENCE, *_SYSTEMS.value]:

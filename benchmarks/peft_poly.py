@@ -17,6 +17,7 @@ import time
 from absl import app
 from absl import flags
 
+from benchmarks import steady_memory
 from benchmarks import train_step
 from cpoly_jax.t5 import flops
 
@@ -70,6 +71,7 @@ class TorchStep:
 
 def main(argv) -> None:
   del argv
+  steady_memory.keep()
   ours = []
   for name in ('poly', 'cpoly'):
     parts = train_step.configured(

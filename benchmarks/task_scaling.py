@@ -13,6 +13,7 @@ from absl import app
 from absl import flags
 import jax
 
+from benchmarks import steady_memory
 from benchmarks import train_step
 
 ROWS = 'rows'
@@ -26,6 +27,7 @@ _RANK = flags.DEFINE_integer('rank', 4, 'Rank of each skill.')
 
 def main(argv) -> None:
   del argv
+  steady_memory.keep()
   rows = []
   print(f'{"specific":8} {"T":>6} {"ms/step":>9} {"ratio":>6} {"GFLOP":>8} {"GB moved":>9} {"state MB":>9} {"trainable":>13} '
         f'{"/ expected":>10}')
