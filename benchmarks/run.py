@@ -1,7 +1,7 @@
 """All benchmarks, one after the other: a table of ratios beside their bars, in JSON and Markdown.
 
     python -m benchmarks.run --out=benchmark_results
-    python -m benchmarks.run --only=adapters,t5x_way --rounds=3
+    python -m benchmarks.run --only=adapters,t5x_way --rounds_of_each=3
     SUPERGLUE_DIR=... SUPERNI_DIR=... python -m benchmarks.run        # with packing on real data
 
 Each benchmark is a process of its own, whose figures OUT/<name>.json keeps; `--reuse` takes those that are there. Every ratio
@@ -29,7 +29,7 @@ from absl import flags
 _OUT = flags.DEFINE_string('out', 'benchmark_results', 'Folder for the figures, results.json and results.md.')
 _ONLY = flags.DEFINE_list('only', None, 'Names of benchmarks; none: all.')
 _REUSE = flags.DEFINE_bool('reuse', False, 'Take the figures of benchmarks that are in the folder already.')
-_ROUNDS = flags.DEFINE_integer('rounds', None, 'Rounds of each; none: as each has it.', lower_bound=1)
+_ROUNDS = flags.DEFINE_integer('rounds_of_each', None, 'Rounds of each; none: as each has it.', lower_bound=1)
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'torch', 'transformers', 'peft')
@@ -134,11 +134,6 @@ def _decode(figures: Mapping[str, Any]) -> Iterator[Row]:
                 {1: 1.15, 4: 1.5}.get(row['beams']), at_least=True)
 
 
-def _compile_time(figures: Mapping[str, Any]) -> Iterator[Row]:
-  seconds = {name: row['lowering'] + row['compiling'] for name, row in figures.items()}
-  yield Row('seconds to compile, scanned / unrolled', seconds['scanned'] / seconds['unrolled'], .2)
-
-
 def _startup(figures: Mapping[str, Any]) -> Iterator[Row]:
   if 'ratio' in figures:
     yield Row('start-up / google-research/t5x', figures['ratio'], 1.)
@@ -156,7 +151,6 @@ BENCHMARKS = {
     'input': Benchmark('input', _input),
     'decode': Benchmark('decode', _decode, packages=('torch', 'transformers')),
     'startup': Benchmark('startup', _startup, counts_rounds=False),
-    'compile_time': Benchmark('compile_time', _compile_time, counts_rounds=False),
 }
 
 
