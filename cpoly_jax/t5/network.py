@@ -22,6 +22,7 @@ from t5x.examples.t5 import layers as t5x_layers
 from cpoly_jax import adapters
 from cpoly_jax.adapters import Adapter, Routed
 from cpoly_jax.t5 import layers
+from cpoly_jax.t5 import scan
 
 with_sharding_constraint = nn_partitioning.with_sharding_constraint
 
@@ -165,6 +166,7 @@ class Encoder(nn.Module):
 
   config: T5Config
   adapter: Adapter | None = None
+  execution: scan.Execution = scan.Execution()
 
   def setup(self):
     self.routing = _shared_router(self.adapter, adapters.STACK)
@@ -179,8 +181,8 @@ class Encoder(nn.Module):
     drop = lambda y: self.dropout(y, deterministic=routed.deterministic)
     bias = self.relpos_bias(x.shape[-2], x.shape[-2], bidirectional=True)
     x = drop(x).astype(self.config.dtype)
-    for layer in self.layers:
-      x = layer(x, mask, bias, routed)
+    call = lambda layer, x: layer(x, mask, bias, routed)
+    x = scan.run(self.layers, x, call, self.execution, self.adapter, projection_paths(self.config))
     return drop(self.encoder_norm(x))
 
 
@@ -190,6 +192,7 @@ class Decoder(nn.Module):
   config: T5Config
   embedder: nn.Module
   adapter: Adapter | None = None
+  execution: scan.Execution = scan.Execution()
 
   def setup(self):
     self.routing = _shared_router(self.adapter, adapters.STACK)
@@ -211,8 +214,8 @@ class Decoder(nn.Module):
     if decode:
       decoder_mask = layers.beam_mask(self._ancestors(tokens))
     x = drop(self.embedder(tokens)).astype(self.config.dtype)
-    for layer in self.layers:
-      x = layer(x, encoded, decoder_mask, cross_mask, bias, routed, decode=decode)
+    call = lambda layer, x: layer(x, encoded, decoder_mask, cross_mask, bias, routed, decode=decode)
+    x = scan.run(self.layers, x, call, self.execution, self.adapter, projection_paths(self.config))
     x = drop(self.decoder_norm(x))
     if self.config.logits_via_embedding:
       # T5 1.0 shares the embedding and scales the output down, as the embedding has variance 1.
@@ -238,10 +241,12 @@ class Transformer(nn.Module):
   Attributes:
     config: sizes.
     adapter: routed skills, or None for the plain base, which ignores `task_ids`.
+    execution: how the layers are run; no part of the network's saved settings, as nothing depends on it but time and memory.
   """
 
   config: T5Config
   adapter: Adapter | None = None
+  execution: scan.Execution = scan.Execution()
 
   def setup(self):
     cfg = self.config
@@ -251,9 +256,11 @@ class Transformer(nn.Module):
       self.adapter.check_matches(projection_paths(cfg))
       if self.adapter.describe().needs_step:
         self.clock = layers.param_with_axes(CLOCK, nn.initializers.zeros_init(), (), jnp.float32, axes=())
+    if self.execution.scan_layers:
+      scan.check(projection_paths(cfg), self.adapter)
     self.token_embedder = layers.Embed(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
-    self.encoder = Encoder(cfg, self.adapter)
-    self.decoder = Decoder(cfg, self.token_embedder, self.adapter)
+    self.encoder = Encoder(cfg, self.adapter, self.execution)
+    self.decoder = Decoder(cfg, self.token_embedder, self.adapter, self.execution)
 
   def _routed(self, task_ids: jax.Array | None, enable_dropout: bool) -> Routed:
     if self.adapter is None:

@@ -175,6 +175,58 @@ class ClockTest(parameterized.TestCase):
     self.assertEqual(_moved(optimizers.GroupedAdamW(**rates), steps=3)['clock'], 3.)
 
 
+class RowsTest(parameterized.TestCase):
+  """Skills whose rows 0 and 2 train, routing whose row 1 does, and a base of which nothing does."""
+
+  def _params(self):
+    rng = np.random.default_rng(0)
+    params = {'query': {'kernel': rng.normal(size=(2, 3)),
+                        'skills': {'down': rng.normal(size=(4, 3)), 'up': rng.normal(size=(4, 2))},
+                        'routing': {'common': rng.normal(size=(3, 2)), 'hidden': rng.normal(size=(2, 2))}}}
+    params['query']['skills']['down'][1] = [-0., 1e-40, np.nan]
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+
+  def _rows(self, path):
+    return {'query/skills/down': (0, 2), 'query/skills/up': None, 'query/routing/common': (1,)}.get(path, ())
+
+  def _optimizer(self, **settings):
+    return optimizers.GroupedAdamW(1e-2, 1e-1, weight_decay=.1, routing_weight_decay=.1, **settings)
+
+  def test_a_row_moves_as_in_a_run_with_these_rows_alone(self):
+    params = self._params()
+    grads = jax.tree.map(lambda leaf: jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape) - 1, params)
+    after = _apply(self._optimizer(rows=self._rows), params, grads, 3)
+    alone = lambda tree: {'query': {'skills': {'down': tree['query']['skills']['down'][jnp.array([0, 2])],
+                                               'up': tree['query']['skills']['up']},
+                                    'routing': {'common': tree['query']['routing']['common'][1:2]}}}
+    # Gradients are bounded by their norm over what trains, and decay is that of what trains.
+    wanted = _apply(self._optimizer(), alone(params), alone(grads), 3)
+    jax.tree.map(np.testing.assert_array_equal, alone(after), wanted)
+
+  def test_other_rows_keep_every_bit(self):
+    params = self._params()
+    after = _apply(self._optimizer(rows=self._rows), params, _ones(params), 3)
+    for path, still in ((('skills', 'down'), [1, 3]), (('routing', 'common'), [0, 2]), (('routing', 'hidden'), [0, 1])):
+      new, old = (np.asarray(tree['query'][path[0]][path[1]]) for tree in (after, params))
+      moved = [i for i in range(len(old)) if new[i].tobytes() != old[i].tobytes()]
+      self.assertEqual(moved, sorted(set(range(len(old))) - set(still)))
+    self.assertEqual(np.asarray(after['query']['kernel']).tobytes(), np.asarray(params['query']['kernel']).tobytes())
+
+  def test_state_is_that_of_the_rows(self):
+    state = self._optimizer(rows=self._rows).init_state(self._params())
+    shapes = sorted({leaf.shape for leaf in jax.tree.leaves(state.param_states) if leaf.ndim})
+    self.assertEqual(shapes, [(1, 2), (2, 3), (4, 2)])
+
+  def test_skills_and_routing_are_no_part_of_the_base(self):
+    mask = self._optimizer(rows=self._rows).trainable_mask(self._params())
+    self.assertEqual(mask, {'query': {'kernel': False, 'skills': {'down': True, 'up': True},
+                                      'routing': {'common': True, 'hidden': True}}})
+
+  def test_no_rows_at_all(self):
+    with self.assertRaisesRegex(ValueError, 'nothing would train'):
+      self._optimizer(rows=lambda path: ()).trainable_mask(self._params())
+
+
 class ScheduleTest(parameterized.TestCase):
 
   def test_warm_up_and_decay(self):
