@@ -17,6 +17,8 @@ from cpoly_jax import routing
 from cpoly_jax.task_index import TaskIndex
 
 TASK_ID = 'task_id'
+# The rows of a batch whose `task_id` counts within the batch (`task_rows`); only messages need them.
+ROUTED_TASK_ID = 'routed_task_id'
 # G, unless TASK_FEATURE_LENGTHS has a length for `task_id`.
 PACKED_EXAMPLES = 8
 

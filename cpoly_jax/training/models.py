@@ -23,7 +23,7 @@ from cpoly_jax import routing
 from cpoly_jax import vocabularies
 from cpoly_jax.routing import priors
 from cpoly_jax.task_index import TaskIndex
-from cpoly_jax.training.features import TASK_ID, converter_for
+from cpoly_jax.training.features import ROUTED_TASK_ID, TASK_ID, converter_for
 
 
 class TaskBound:
@@ -64,6 +64,8 @@ class CPolyModel(models.EncoderDecoderModel):
       restored (RestoreCheckpointConfig.assignment_map).
     prior: penalty of each table of routing logits (`routing.priors`), added to the training loss; None for none.
     prior_weight: factor of the penalty.
+    nonfinite: what t5x_lite does with a step whose loss or gradient is not finite: `stop`, `skip` or `ignore` it
+      (docs/robustness.md). google-research/t5x does not look at it.
     **kwargs: as of `t5x.models.EncoderDecoderModel`; its module must take `task_ids`.
 
   Raises:
@@ -72,7 +74,7 @@ class CPolyModel(models.EncoderDecoderModel):
 
   def __init__(self, *args, task_index: TaskIndex, num_tasks: int | None = None, unknown_task: str = routing.ERROR,
                other_tasks: bool = False, prior: Callable[[jax.Array], jax.Array] | None = None, prior_weight: float = 1.0,
-               **kwargs):
+               nonfinite: str = 'stop', **kwargs):
     super().__init__(*args, feature_converter_cls=converter_for(task_index, unknown_task), **kwargs)
     if num_tasks is not None and len(task_index) > num_tasks:
       raise ValueError(f'{len(task_index)} tasks do not fit {num_tasks} routing rows: raise NUM_TASKS to {len(task_index)}')
@@ -86,6 +88,7 @@ class CPolyModel(models.EncoderDecoderModel):
     self._other_tasks = other_tasks
     self._prior = prior
     self._prior_weight = prior_weight
+    self.nonfinite = nonfinite
 
   def _bound(self, batch: Mapping[str, jax.Array]) -> CPolyModel:
     """A copy whose module knows the tasks of `batch`."""
@@ -125,6 +128,19 @@ class CPolyModel(models.EncoderDecoderModel):
     _, kept = self.module.apply({'params': params, 'cache': cache}, encoded_inputs, mutable=['cache'],
                                 method=self.module.keep_encoded)
     return kept['cache'], initial_index
+
+  def tasks_of(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """The routing rows of a batch's examples, int32 [B, G], for t5x_lite's messages; negative where there is none."""
+    rows = batch.get(ROUTED_TASK_ID, batch[TASK_ID])
+    if 'decoder_segment_ids' not in batch:
+      return rows
+    # Packed: what follows the last example of a row is padding.
+    examples = jnp.max(batch['decoder_segment_ids'], axis=1, keepdims=True)
+    return jnp.where(jnp.arange(rows.shape[1]) < examples, rows, routing.UNKNOWN)
+
+  def task_name(self, row: int) -> str:
+    """The name of the task with a routing row, or the row's number where it is kept for later tasks."""
+    return self.task_index.names[row] if row < len(self.task_index) else f'row {row}'
 
   def check_mixture(self, mixture_or_task: seqio.Task | seqio.Mixture) -> None:
     """Raises ValueError unless every task of a SeqIO mixture has a routing row, or unknown tasks get the average."""

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from t5x import trainer
 
 from cpoly_jax.adapters import ROUTING, SKILLS, Adapter
-from cpoly_jax.training.features import TASK_ID
+from cpoly_jax.training.features import ROUTED_TASK_ID, TASK_ID
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,8 @@ def rows_of(adapter: Adapter, batch: Mapping[str, jax.Array]) -> tuple[Rows, dic
   router = adapter.describe()
   ids = batch[TASK_ID][:, 0]
   tasks, within = jnp.unique(ids, return_inverse=True, size=ids.shape[0], fill_value=router.num_tasks)
-  return Rows(tasks, router.skills_of_tasks(tasks)), {**batch, TASK_ID: within.reshape(-1, 1).astype(jnp.int32)}
+  return Rows(tasks, router.skills_of_tasks(tasks)), {
+      **batch, TASK_ID: within.reshape(-1, 1).astype(jnp.int32), ROUTED_TASK_ID: batch[TASK_ID]}
 
 
 def train_with_rows(train_state: Any, batch: Mapping[str, jax.Array], learning_rate: jax.Array, dropout_rng: jax.Array,

@@ -16,7 +16,7 @@ _ALIASES = {'checkpointing': 'checkpoints'}
 _SUBMODULES = frozenset({
     'adafactor', 'checkpoints', 'datasets', 'decoding', 'errors', 'eval', 'examples', 'gin_utils', 'infer',
     'inference', 'losses', 'metrics', 'model_info', 'models', 'multihost', 'optimizers', 'partitioning',
-    'progress', 'report', 'restore', 'schedules', 'state_utils', 'train', 'train_state', 'trainer', 'utils',
+    'precompile', 'progress', 'report', 'restore', 'schedules', 'state_utils', 'train', 'train_state', 'trainer', 'utils',
 })
 
 

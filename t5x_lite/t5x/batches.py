@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Batches that are made before they are asked for.
 _AHEAD = 4
 # Batches whose places are known after they were handed out.
-_PLACES = 8
+_PLACES = 16
 # How soon a thread that waits to hand over a batch sees that nobody wants it any more.
 _POLL_SECONDS = 0.2
 

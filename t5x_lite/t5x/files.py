@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from etils import epath
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
-  """Context in which the error of a full disk, which names no file, becomes one that does."""
+  """Context in which the error of a full disk, or of a folder that became read-only, says what that means."""
   try:
     yield
   except OSError as e:
-    if e.errno not in _FULL:
+    if e.errno not in _FULL + _DENIED:
       raise
-    raise OSError(f'Could not write {os.fspath(path)}: {e.strerror}; checkpoints there are intact. Free space, or set '
+    advice = 'Free space' if e.errno in _FULL else 'Make it writable'
+    raise OSError(f'Could not write {os.fspath(path)}: {e.strerror}; checkpoints there are intact. {advice}, or set '
                   'MODEL_DIR to another folder, then start the same command again.') from e
 
 
@@ -50,7 +52,8 @@ def check_writable(path: str, setting: str) -> None:
     write_text(probe, '')
     remove(probe)
   except OSError as e:
-    raise ValueError(f'{setting} {path} cannot be written ({e.strerror or e}): choose another folder.') from e
+    reason = getattr(e.__cause__ or e, 'strerror', None) or e
+    raise ValueError(f'{setting} {path} cannot be written ({reason}): choose another folder.') from e
 
 
 def write_text(path: str, text: str) -> None:

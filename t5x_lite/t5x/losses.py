@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t5x import nonfinite
+
 Array = jax.Array
 
 
@@ -152,6 +154,7 @@ def compute_weighted_cross_entropy(
   weight_sum = jnp.float32(math.prod(targets.shape))
   if weights is not None:
     loss, total_z_loss, weight_sum = loss * weights, total_z_loss * weights, jnp.sum(weights)
+  nonfinite.note_rows(loss)
   loss, total_z_loss = jnp.sum(loss), jnp.sum(total_z_loss)
   if loss_normalizing_factor is not None:
     loss, total_z_loss = loss / loss_normalizing_factor, total_z_loss / loss_normalizing_factor

@@ -17,14 +17,18 @@ import jax
 
 from t5x import datasets
 from t5x import eval as eval_lib
+from t5x import event_files
 from t5x import progress as progress_lib
 from t5x import report
+from t5x import runtime
 
 _INFERENCE_DIR = 'inference_eval'
 
 
 def drop_later_metrics(model_dir: str, step: int) -> None:
-  """Removes the metrics of evaluations after `step`, which a resumed run will do again."""
+  """Removes the metrics and event records of evaluations after `step`, which a resumed run will do again."""
+  for folder in event_files.folders(model_dir):
+    event_files.drop_after(folder, step)
   for path in epath.Path(model_dir, _INFERENCE_DIR).glob('*-metrics.jsonl'):
     progress_lib.truncate_record(os.fspath(path), step)
 
@@ -91,6 +95,7 @@ class PeriodicEvaluation:
       return {}
     if not self._compiled:
       size = self._layout.batch_size
+      runtime.forget_traces()
       trainer.compile_eval({k: datasets.get_zeros_batch_like_dataset(ds, size) for k, ds in self._sources.items()})
       self._compiled = True
     return trainer.eval({k: ds.as_numpy_iterator() for k, ds in self._sources.items()})
@@ -121,11 +126,17 @@ class PeriodicEvaluation:
       self._show(report.result_line(step, task, self.results[task]))
 
   def is_missing(self, model_dir: str, step: int) -> bool:
-    """Whether an evaluation of `step` was begun and lost: no task has metrics of that step on disk."""
-    if self._infer_eval is None or jax.process_count() > 1:
+    """Whether an evaluation of `step` was lost, or a part of it: a task has no metrics of that step on disk."""
+    if jax.process_count() > 1:
       return False
-    recorded = report.read_metrics(os.path.join(model_dir, _INFERENCE_DIR))
-    return all(at < step for at, _ in recorded.values())
+    if self._infer_eval is not None:
+      import seqio
+      names = {task.name for task in seqio.get_subtasks(datasets.get_mixture_or_task(self._infer_eval))}
+      recorded = report.read_metrics(os.path.join(model_dir, _INFERENCE_DIR))
+      steps = [at for name, (at, _) in recorded.items() if name in names]
+      if min(steps, default=step - 1) < step:
+        return True
+    return any(step not in event_files.steps(os.path.join(model_dir, 'training_eval', name)) for name in self.names)
 
   def finish(self) -> None:
     """Waits for the metrics that are still computed, and raises what went wrong there."""

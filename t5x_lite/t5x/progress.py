@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 
 from t5x import files
+from t5x import nonfinite
 
 # A step that is not finished is waited for only where this many others have been dispatched after it.
 _MAX_PENDING = 32
@@ -56,11 +58,14 @@ def _small(metrics: dict[str, Any]) -> dict[str, Any]:
     picked['target_tokens'] = per_token.count
   sequences = metrics.get('timing/seqs', metrics.get('timing/seqs_per_second'))
   picked['examples'] = getattr(sequences, 'total', getattr(sequences, 'numerator', None))
+  picked[nonfinite.KEY] = getattr(metrics.get(nonfinite.KEY), 'kind', None)
   return {k: v for k, v in picked.items() if v is not None}
 
 
 def _line(step: int, values: dict[str, Any]) -> dict[str, Any]:
-  """The record of one step from its host values."""
+  """The record of one step from its host values; a loss that is not finite, or was not learned from, is None."""
+  if values.get(nonfinite.KEY) or not math.isfinite(values.get('loss', 0.0)):
+    return {'step': step, 'loss': None}
   kinds = {'loss': float, 'target_tokens': int, 'examples': int}
   return {'step': step, **{name: kind(values[name]) for name, kind in kinds.items() if name in values}}
 
@@ -136,11 +141,14 @@ class Progress:
 
   def _is_ready(self) -> bool:
     leaves = jax.tree.leaves(self._pending[0][1])
-    return all(x.is_ready() for x in leaves if isinstance(x, jax.Array))
+    return all(x.is_ready() for x in leaves if hasattr(x, 'is_ready'))
 
   def _read(self) -> None:
     step, values = self._pending.popleft()
-    line = _line(step, jax.device_get(values))
+    values = jax.device_get(values)
+    if values.get(nonfinite.KEY, 0) & nonfinite.HALTED:
+      return  # The run ends: this step did nothing.
+    line = _line(step, values)
     self.last = line
     self._steps_read += 1
     self._unwritten.append(json.dumps(line) + '\n')
@@ -157,7 +165,9 @@ class Progress:
   def _text(self, bar: bool = False) -> str:
     elapsed = max(time.monotonic() - self._window_start, 1e-6)
     parts = []
-    if 'loss' in self.last:
+    if self.last.get('loss', 0.0) is None:
+      parts.append('loss not finite')
+    elif 'loss' in self.last:
       parts.append(f"loss {self.last['loss']:.4f}")
     parts.append(f"{_short(self._window['examples'] / elapsed)} examples/s")
     if self._window['tokens']:

@@ -24,15 +24,18 @@ import jax
 
 from t5x import batches
 from t5x import datasets
+from t5x import event_files
 from t5x import files
 from t5x import gin_utils
 from t5x import model_info
 from t5x import multihost
+from t5x import nonfinite
 from t5x import periodic_eval
 from t5x import progress as progress_lib
 from t5x import report
 from t5x import run_plan
 from t5x import runtime
+from t5x import slow_hosts
 from t5x import utils
 
 from t5x.train_loop import run_actions
@@ -52,6 +55,8 @@ def _check_data(model: Any, model_dir: str, partitioner: Any, cfgs: Mapping[str,
     ValueError: one line that says what to write instead.
   """
   files.check_writable(model_dir, 'MODEL_DIR')
+  nonfinite.policy_of(model)
+  slow_hosts.seconds_from_environment()
   for name, cfg in cfgs.items():
     partitioner.get_data_layout(cfg.batch_size)
     if name != 'infer_eval':  # SeqIO's evaluator measures the longest example.
@@ -234,6 +239,7 @@ def train(*, model: Any, train_dataset_cfg: utils.DatasetConfig, train_eval_data
   if jax.process_index() == 0:
     run_plan.note_run(model_dir, first_step, seed)
     periodic_eval.drop_later_metrics(model_dir, start_step)
+    event_files.drop_after(os.path.join(model_dir, 'train'), start_step)
 
   progress = progress_lib.Progress(model_dir, start_step, plan.total_steps, layout.batch_size, plan.summary_period)
   evaluation = periodic_eval.PeriodicEvaluation(
@@ -255,16 +261,25 @@ def train(*, model: Any, train_dataset_cfg: utils.DatasetConfig, train_eval_data
     stack.callback(manager.close)
     if not resumes:
       loop.save()
-    if run_eval_before_training or resumes and plan.evaluates_at(start_step) and evaluation.is_missing(
-        model_dir, start_step):
-      loop.evaluate()
+    if not resumes:
+      if run_eval_before_training:
+        loop.evaluate()
+    elif plan.evaluates_at(start_step) or run_eval_before_training and start_step == first_step:
+      if evaluation.is_missing(model_dir, start_step):
+        if jax.process_index() == 0:
+          periodic_eval.drop_later_metrics(model_dir, start_step - 1)
+        loop.evaluate()
     if start_step < plan.total_steps:
+      runtime.forget_traces()
       trainer.compile_train({k: jax.ShapeDtypeStruct(input_shapes[k], input_types[k]) for k in input_shapes})
       evaluation.prepare()
       progress.print(model_info.summary_line(trainer.train_state, trainer.train_step_compiled))
       if first_batch is not None:
         loop.write('timing/train_iter_warmup', first_batch.result())
       trainer.on_step = progress
+      trainer.nonfinite.tell = progress.print
+      stack.enter_context(slow_hosts.Heartbeat(trainer.clock, progress.print))
+      stack.enter_context(loop.keeping_last_good_state())
       loop.run(utils.prepare_train_iter(train_iter, partitioner=partitioner, checkpoint_cfg=checkpoint_cfg,
                                         data_layout=layout), gc_period)
     evaluation.finish()

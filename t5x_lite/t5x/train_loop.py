@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from t5x import actions as actions_lib
+from t5x import nonfinite
 from t5x import periodic_eval
 from t5x import progress as progress_lib
 from t5x import run_plan
@@ -72,11 +76,14 @@ class TrainLoop:
     self.trainer.train_metrics_manager.write_scalar(name, seconds, self.step)
 
   def save(self) -> None:
-    """Saves the state, once for each step, after the record of its steps is on disk."""
+    """Saves the state, once for each step, after the records of its steps are on disk; never one that is not finite."""
+    self.trainer.wait_for_steps()
     self.progress.flush()
+    self.trainer.train_metrics_manager.flush()
     if self.save_cfg is None or self._saved_step == self.step:
       return
     start = time.monotonic()
+    self._check_state()
     self.manager.save(self.trainer.train_state, self.save_cfg.state_transformation_fns)
     self._saved_step = self.step
     if self.step > self.start_step:
@@ -85,6 +92,7 @@ class TrainLoop:
   def evaluate(self) -> bool:
     """Measures the training metrics, then SeqIO's; returns whether an action asks to stop."""
     start = time.monotonic()
+    self.trainer.wait_for_steps()
     state = self.trainer.train_state
     summaries = self.evaluation.run_training_metrics(self.trainer)
     stops = run_actions('TRAIN_EVAL', self.actions, state, summaries) if self.actions else False
@@ -94,17 +102,67 @@ class TrainLoop:
     self.write('timing/evaluate_seconds', time.monotonic() - start)
     return stops
 
+  def _step_of_state(self) -> int:
+    """Returns the step of the state, once all its steps are made."""
+    self.trainer.wait_for_steps()
+    return int(self.trainer.train_state.step)
+
+  def _check_state(self) -> None:
+    """Raises NonfiniteError where a trained parameter is not finite, though loss and gradients were."""
+    name = None if self.trainer.nonfinite.policy == nonfinite.IGNORE else nonfinite.spoilt_parameter(self.trainer.train_state)
+    if name is not None:
+      raise nonfinite.NonfiniteError(
+          self.step, f'{name} is not finite at step {self.step}, which is not saved; the newest checkpoint is the last good '
+                     "state. Look at the learning rates, or set NONFINITE = 'ignore' to save it all the same.")
+
+  @contextlib.contextmanager
+  def keeping_last_good_state(self) -> Iterator[None]:
+    """Context in which a step whose loss or gradient is not finite leaves a checkpoint of the state before it.
+
+    Where the position in the data is saved too, it is past that step: then the last checkpoint stays the newest.
+
+    Raises:
+      NonfiniteError: the one that was raised inside, with the checkpoint to go on from.
+    """
+    try:
+      yield
+    except nonfinite.NonfiniteError as error:
+      self.step = int(self.trainer.train_state.step)
+      if self.save_cfg is None or self.save_cfg.save_dataset or nonfinite.spoilt_parameter(self.trainer.train_state):
+        raise
+      self.save()
+      self.manager.wait_until_finished()
+      raise nonfinite.NonfiniteError(
+          error.step, f'{error.message} checkpoint_{self.step} is the last good state.') from error
+
   def _train_to(self, stop: int, train_iter: Iterator) -> bool:
     """Trains up to step `stop`; returns whether an action asks to stop."""
     start = time.monotonic()
     self.progress.resume()
     summary = self.trainer.train(train_iter, stop - self.step, start_step=self.step)
     # Asking the state for its step waits for the devices: only where the trainer may have stopped early.
-    self.step = int(self.trainer.train_state.step) if self.trainer.stop_training else stop
+    self.step = self._step_of_state() if self.trainer.stop_training else stop
     self.train_seconds += time.monotonic() - start
     if self.actions and not self.evaluation.concurrent:
+      self.trainer.wait_for_steps()
       return run_actions('TRAIN', self.actions, self.trainer.train_state, {TRAIN_METRIC_KEY: summary.result()})
     return False
+
+  @contextlib.contextmanager
+  def _asking_after_steps(self, signals: runtime.StopSignals) -> Iterator[None]:
+    """Context in which each step is followed by the question whether all processes are to stop after it."""
+    on_step = self.trainer.on_step
+
+    def ask(step, metrics):
+      if on_step is not None:
+        on_step(step, metrics)
+      signals.reached(step)
+
+    self.trainer.on_step = ask
+    try:
+      yield
+    finally:
+      self.trainer.on_step = on_step
 
   def run(self, train_iter: Iterator, gc_period: int) -> None:
     """Trains to the end of the plan, or until a signal, an action or a preemption ends it."""
@@ -112,7 +170,7 @@ class TrainLoop:
       gc.disable()
     signals = runtime.StopSignals(on_stop=lambda: setattr(self.trainer, 'stop_training', True))
     try:
-      with signals:
+      with signals, self._asking_after_steps(signals):
         while self.step < self.plan.total_steps and not self.trainer.stop_training:
           stops = self._train_to(self.plan.next_stop(self.step), train_iter)
           if self.trainer.stop_training:
@@ -125,18 +183,20 @@ class TrainLoop:
             gc.collect()
           if stops:
             break
-    except (actions_lib.PreemptionError, KeyboardInterrupt):
-      self.step = int(self.trainer.train_state.step)
+    except (actions_lib.PreemptionError, KeyboardInterrupt) as error:
+      if isinstance(error, KeyboardInterrupt) and jax.process_count() > 1:
+        raise  # Only this process was asked a second time: the others will not save with it.
+      self.step = self._step_of_state()
       self.save()
       raise
     finally:
       if gc_period:
         gc.enable()
-    if self.step < self.plan.total_steps:
+    if self.step < self.plan.total_steps or self.trainer.stop_training:
       self.save()
       self.manager.wait_until_finished()
     if signals.received is not None:
       self.progress.print(f'{signals.received.name}: stopped at step {self.step}, '
                           f'{"saved" if self.save_cfg else "not saved"}; the same command goes on from there.')
-      if signals.received.name == 'SIGINT':
+      if signals.received.name == 'SIGINT' and jax.process_count() == 1:
         raise KeyboardInterrupt

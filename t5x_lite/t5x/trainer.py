@@ -20,7 +20,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from t5x import nonfinite
 from t5x import partitioning
+from t5x import slow_hosts
 from t5x import state_utils
 from t5x import train_state as train_state_lib
 from t5x.actions import ActionMapType, ActionMode, BaseAction, PreemptionError  # noqa: F401  users find them here
@@ -33,7 +35,7 @@ LearningRateCallable = Callable[[jax.Array], jax.Array]
 _DATA_SPEC = PartitionSpec('data')
 # How many steps the host may be ahead of the devices; each holds its batch.
 _MAX_STEPS_IN_FLIGHT = 8
-_PROCESS_START = time.time()
+_PROCESS_START = time.monotonic()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -71,10 +73,12 @@ def accumulate_grads_microbatched(
 
   def loss_fn(trainable, batch, rng, mutables):
     params = state_utils.merge_params(trainable, frozen)
-    if not mutables:
-      loss, metrics = model.loss_fn(params, batch, rng)
-      return loss, (metrics, mutables)
-    return model.loss_fn(params, batch, rng, mutables)
+    with nonfinite.watching() as found:
+      if mutables:
+        loss, (metrics, mutables) = model.loss_fn(params, batch, rng, mutables)
+      else:
+        loss, metrics = model.loss_fn(params, batch, rng)
+    return loss, ({**metrics, **nonfinite.report_loss(model, batch, loss, found)}, mutables)
 
   grad_fn = jax.grad(loss_fn, has_aux=True)
   n = num_microbatches or 1
@@ -102,8 +106,11 @@ def accumulate_grads_microbatched(
   zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), trainable)
   (grads, _, mutables), stacked = jax.lax.scan(
       step, (zeros, dropout_rng, train_state.flax_mutables), jax.tree.map(split, dict(batch)))
+  report = stacked.pop(nonfinite.KEY, None)
   metrics = functools.reduce(
       merge_metrics, [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(n)])
+  if report is not None:
+    metrics[nonfinite.KEY] = nonfinite.join_microbatches(report)
   return grads, metrics, mutables
 
 
@@ -127,10 +134,11 @@ def apply_grads(
     other_state_variables: e.g. {'flax_mutables': ...}, given to `train_state.apply_gradient`.
 
   Returns:
-    The new state, and `metrics` with the learning rate.
+    The new state (the old one where loss or gradient is not finite, see `nonfinite`), and `metrics` with the learning rate.
   """
   new_train_state = train_state.apply_gradient(
       grad_accum, learning_rate=learning_rate, **(other_state_variables or {}))
+  new_train_state, metrics = nonfinite.guard(metrics, grad_accum, train_state, new_train_state)
   rate = jnp.asarray([learning_rate])
   metrics = {
       **metrics,
@@ -185,6 +193,8 @@ class BaseTrainer(abc.ABC):
     eval_metrics_managers: the same for each name of `eval`.
     on_step: None or a function (step, metrics of that step) called after each step is dispatched;
       `step` counts the updates made, the metrics are still on the devices.
+    nonfinite: reads the reports of steps; its `tell` may be set.
+    clock: is told what training waits for.
     train_step_compiled: the executable of `compile_train`, with `cost_analysis()` and
       `memory_analysis()`.
   """
@@ -223,6 +233,10 @@ class BaseTrainer(abc.ABC):
     self._compiled_eval_steps: dict[str, Any] = {}
     self._merge = jax.jit(merge_metrics)
     self._last_metrics: Any = ()
+    # (step, metrics) of the steps that are dispatched and may not be done.
+    self._in_flight: collections.deque[tuple[int, MetricMap]] = collections.deque()
+    self.nonfinite = nonfinite.Reader(model)
+    self.clock = slow_hosts.StepClock()
     self.train_metrics_manager = MetricsManager('train', summary_dir)
     self.eval_metrics_managers = {
         name: MetricsManager(f'training_eval/{name}', summary_dir) for name in eval_names}
@@ -256,7 +270,7 @@ class BaseTrainer(abc.ABC):
       A future of {name: clu Value}, the metrics of these steps.
 
     Raises:
-      ValueError: where the batches end too early.
+      ValueError: where the batches end too early, or a loss or gradient is not finite and that is to stop the run.
     """
     start_step = int(self.train_state.step) if start_step is None else int(start_step)
     self.train_metrics_manager.start_duration_timer(block_on=self._last_metrics)
@@ -265,12 +279,13 @@ class BaseTrainer(abc.ABC):
         self.train_state, self._train_state_axes)
     train_step = self.train_step_compiled or self._partitioned_train_step
     total = None
-    in_flight: collections.deque[Any] = collections.deque()
     step = start_step
     while step < start_step + num_steps and not self.stop_training:
       step += 1
       with jax.profiler.StepTraceAnnotation('train', step_num=step):
+        self.clock.waits(slow_hosts.INPUT, step)
         batch = next(batch_iter, None)
+        self.clock.waits(slow_hosts.DEVICE, step)
         if batch is None:
           raise ValueError(
               f'The training data ended before step {step}; repeat the data set, or train for '
@@ -280,12 +295,33 @@ class BaseTrainer(abc.ABC):
         total = metrics if total is None else self._merge(total, metrics)
       if self.on_step is not None:
         self.on_step(step, metrics)
-      in_flight.append(metrics)
-      if len(in_flight) > _MAX_STEPS_IN_FLIGHT:
-        jax.block_until_ready(in_flight.popleft())
+      self.nonfinite.prefetch(metrics)
+      self._in_flight.append((step, metrics))
+      if len(self._in_flight) > _MAX_STEPS_IN_FLIGHT:
+        self._wait_for_oldest()
+      self.clock.done(step)
+    self.clock.rests()
     self._last_metrics = total if total is not None else ()
-    self.train_metrics_manager.write_scalar('timing/uptime', time.time() - _PROCESS_START, step)
+    self.train_metrics_manager.write_scalar('timing/uptime', time.monotonic() - _PROCESS_START, step)
     return self.train_metrics_manager.write_metrics_summary(total or {}, step, step - start_step)
+
+  def _wait_for_oldest(self) -> None:
+    """Waits for the oldest step in flight and reads its report."""
+    step, metrics = self._in_flight.popleft()
+    jax.block_until_ready(metrics)
+    try:
+      self.nonfinite.read(step, metrics)
+    except nonfinite.NonfiniteError:
+      self._in_flight.clear()
+      self.train_state = nonfinite.unmark(self.train_state)
+      raise
+
+  def wait_for_steps(self) -> None:
+    """Waits for all steps; raises ValueError where a loss or gradient is not finite and that is to stop the run."""
+    self.clock.drains()
+    while self._in_flight:
+      self._wait_for_oldest()
+    self.clock.rests()
 
   def _compile(self, partitioned_step: Any, batch: BatchType) -> Any:
     """Compiles a step for the present state and batches with the global shapes of `batch`."""
@@ -298,10 +334,10 @@ class BaseTrainer(abc.ABC):
 
   def compile_train(self, batch: BatchType) -> None:
     """Compiles the training step for global batches (arrays or shapes) like this one."""
-    start = time.time()
+    start = time.monotonic()
     self.train_step_compiled = self._compile(self._partitioned_train_step, batch)
     self.train_metrics_manager.write_scalar(
-        'timing/compilation_seconds', time.time() - start, int(self.train_state.step))
+        'timing/compilation_seconds', time.monotonic() - start, int(self.train_state.step))
 
   def eval(self, batch_iters: Mapping[str, Iterator[BatchType]]) -> dict[str, Mapping[str, Any]]:
     """Evaluates the present state.
@@ -339,13 +375,13 @@ class BaseTrainer(abc.ABC):
     step = int(self.train_state.step)
     compiled: dict[Any, Any] = {}
     for name, batch in batches.items():
-      start = time.time()
+      start = time.monotonic()
       key = tuple(sorted((k, tuple(v.shape), str(v.dtype)) for k, v in batch.items()))
       if key not in compiled:
         compiled[key] = self._compile(self._partitioned_eval_step, batch)
       self._compiled_eval_steps[name] = compiled[key]
       self.eval_metrics_managers[name].write_scalar(
-          'timing/compilation_seconds', time.time() - start, step)
+          'timing/compilation_seconds', time.monotonic() - start, step)
 
   @property
   @abc.abstractmethod

@@ -10,16 +10,34 @@ from concurrent import futures
 import time
 from typing import Any
 
+from clu import values as clu_values
 import jax
+import numpy as np
 
 from t5x import metrics as metrics_lib
+from t5x import nonfinite
 
 MetricMap = Mapping[str, Any]  # {name: clu Metric}
+# Under which name the number of steps that were undone is written, where there are any.
+STEPS_UNDONE = 'nonfinite_steps'
 
 
 def merge_metrics(a: MetricMap, b: MetricMap) -> MetricMap:
   """Returns {name: metric} of two sets of steps taken together."""
   return jax.tree.map(lambda x, y: x.merge(y), a, b, is_leaf=metrics_lib.is_metric_obj)
+
+
+def _take_report(values: dict[str, Any]) -> tuple[dict[str, Any], int]:
+  """Returns the metrics on the host without the report of `nonfinite`, and how many steps it says were undone."""
+  report = values.get(nonfinite.KEY)
+  return {k: v for k, v in values.items() if k != nonfinite.KEY}, 0 if report is None else int(report.steps)
+
+
+def _of_good_steps(metric: Any, undone: int) -> Any:
+  """Returns a metric whose average per step leaves out the steps that were undone; not a number where all were."""
+  if not undone or not isinstance(metric, metrics_lib.AveragePerStep):
+    return metric
+  return metric.replace_steps(metric.steps - undone or np.float32('nan'))
 
 
 class MetricsManager:
@@ -68,7 +86,7 @@ class MetricsManager:
     """Starts the clock of the next summary, once the arrays `block_on` are ready."""
     def start():
       jax.block_until_ready(block_on)
-      return time.time()
+      return time.monotonic()
     self._start = self._submit(start)
 
   def write_scalar(self, key: str, value: Any, step: int) -> None:
@@ -102,10 +120,14 @@ class MetricsManager:
 
     def summarize():
       values = jax.device_get(metrics)  # waits for the last step
-      duration = time.time() - start.result()
+      duration = time.monotonic() - start.result()
+      values, undone = _take_report(values)
       values = metrics_lib.set_step_metrics_num_steps(values, num_steps)
       values = metrics_lib.set_time_metrics_duration(values, duration)
-      values = {name: metric.compute_value() for name, metric in values.items()}
+      with np.errstate(divide='ignore', invalid='ignore'):  # Where all steps were undone there is nothing to average.
+        values = {name: _of_good_steps(metric, undone).compute_value() for name, metric in values.items()}
+      if undone:
+        values[STEPS_UNDONE] = clu_values.Scalar(np.int32(undone))
       if self._writes:
         from clu import metric_writers
         metric_writers.write_values(self._get_writer(), step, values)
