@@ -7,8 +7,16 @@ Notation: B batch, L length, S skills, k skills in a group, H heads, G examples 
 from __future__ import annotations
 
 from flax import struct
+from flax.linen import partitioning as nn_partitioning
 import jax
 import jax.numpy as jnp
+
+
+def _skill_shards() -> int:
+  """Returns over how many devices the present mesh and axis rules split banks by skill; 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axis = next((axis for name, axis in nn_partitioning.get_axis_rules() if name == 'skill'), None)
+  return 1 if axis is None or mesh.empty else mesh.shape[axis]
 
 
 @struct.dataclass
@@ -85,7 +93,29 @@ class SkillGroup:
     if size % self.heads:
       raise ValueError(f'{self.heads} heads do not divide an axis of {size}: choose a number of heads that divides the '
                        'inputs and outputs of each adapted projection')
+    if self.ids is None and self.weights.shape[-1] * _skill_shards() > bank.shape[0]:
+      return self._mix_split(bank, axis, swapped)
     chosen, weights = self.select(bank), self.weights.astype(bank.dtype)
+    return self._mix_chosen(bank, chosen, weights, axis, swapped)
+
+  def _mix_split(self, bank: jax.Array, axis: int, swapped: bool) -> jax.Array:
+    """`mix` for a bank that is split by skill over devices, none of which could hold the group's part of it.
+
+    A slice of the bank would move nearly all of it, and so may a product with weights that are split by example. Here each
+    device mixes the skills that it holds, for all examples if skills and examples share a mesh axis, and the results are added:
+    what crosses the network are weights [N, H, S] and results, of the size of N skills, and no bank.
+    """
+    before = self.start
+    after = bank.shape[0] - before - self.weights.shape[-1]
+    weights = jnp.pad(self.weights.astype(bank.dtype), ((0, 0), (0, 0), (before, after)))
+    weights = nn_partitioning.with_sharding_constraint(weights, ('batch', None, 'skill'))
+    mixed = self._mix_chosen(bank, bank, weights, axis, swapped)
+    free = jax.sharding.PartitionSpec.UNCONSTRAINED
+    return nn_partitioning.with_sharding_constraint(mixed, ('batch', *[free] * (mixed.ndim - 1)))
+
+  def _mix_chosen(self, bank: jax.Array, chosen: jax.Array, weights: jax.Array, axis: int, swapped: bool) -> jax.Array:
+    """`mix` for the chosen part of the bank, [k, ...] or [N, k, ...], and its weights [N, H, k]."""
+    size = bank.shape[axis]
     if self.heads == 1:
       # One product with everything else flat: its result needs no transposition, which would cost more than the product.
       flat = chosen.swapaxes(-1, -2) if swapped else chosen

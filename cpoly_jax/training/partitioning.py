@@ -27,7 +27,11 @@ def logical_axis_rules(activation_partitioning_dims: int = 1, parameter_partitio
     Rules for `PjitPartitioner.logical_axis_rules`.
   """
   mine = tuple(rule for rule in DEFAULT_RULES if rule[0] not in {name for name, _ in additional_rules})
-  return partitioning.standard_logical_axis_rules(
+  # A mesh axis goes to the first rule that wants it: a bank that is to be split by skill must not lose it to `embed` or
+  # `joined_kv`, nor the routing's weights to `batch`.
+  first = [tuple(rule) for rule in additional_rules if rule[0] == 'skill']
+  rest = [tuple(rule) for rule in additional_rules if rule[0] != 'skill']
+  standard = partitioning.standard_logical_axis_rules(
       activation_partitioning_dims=activation_partitioning_dims,
-      parameter_partitioning_dims=parameter_partitioning_dims,
-      additional_rules=[*map(tuple, additional_rules), *mine])
+      parameter_partitioning_dims=parameter_partitioning_dims, additional_rules=[*rest, *mine])
+  return [*first, *standard]

@@ -46,11 +46,13 @@ def define_flags() -> None:
   flags.DEFINE_string('tfds_data_dir', None, 'Folder of the data sets of TensorFlow Datasets.')
   flags.DEFINE_list('seqio_additional_cache_dirs', [], 'Comma-separated folders of cached SeqIO tasks.')
   flags.DEFINE_bool('dry_run', False, 'Check everything, print what would be read and written, and stop there.')
-  flags.DEFINE_bool('multiprocess_gpu', False, 'Start jax.distributed from the flags below.')
+  flags.DEFINE_bool('multiprocess_gpu', False, 'Join the other processes of the run, whatever its devices: as the flags below '
+                    'say, or as JAX finds out (Slurm, Open MPI, Kubernetes, Cloud TPU).')
   flags.DEFINE_string('coordinator_address', None, 'Address of the first process, host:port.')
   flags.DEFINE_integer('process_count', None, 'Number of processes.')
   flags.DEFINE_integer('process_index', None, 'Index of this process.')
   flags.DEFINE_integer('initialization_timeout', 300, 'Seconds to wait for all processes.')
+  flags.DEFINE_integer('heartbeat_timeout', 100, 'Seconds after which a silent process counts as dead, and all others end.')
 
 
 def rewrite_gin_args(args: Sequence[str]) -> list[str]:
@@ -346,7 +348,10 @@ def run_entry_point(fn: Callable[..., Any]) -> None:
     configured = gin.configurable(entry_point)
     parse_gin_flags(FLAGS.gin_search_paths, FLAGS.gin_file, bindings)
     _set_up_data()
-    configured()
+    from t5x import multihost
+
+    with multihost.naming_lost_processes():
+      configured()
 
   from t5x import runtime
 
@@ -358,14 +363,20 @@ def _set_up_process() -> None:
   from t5x import runtime
 
   runtime.quiet_logging()
-  if FLAGS.multiprocess_gpu:
-    from t5x import multihost
-
-    missing = [f'--{name}' for name in ('coordinator_address', 'process_count', 'process_index') if FLAGS[name].value is None]
-    if missing:
-      raise app.UsageError(f'--multiprocess_gpu needs {", ".join(missing)}')
-    multihost.initialize(FLAGS.coordinator_address, FLAGS.process_count, FLAGS.process_index, FLAGS.initialization_timeout)
+  _join_processes()
   runtime.enable_compilation_cache()
+
+
+def _join_processes() -> None:
+  """Joins the other processes of the run, where there are any: by the flags, or because this is a host of a TPU pod."""
+  from t5x import multihost
+
+  given = [f'--{name}' for name in ('coordinator_address', 'process_count', 'process_index') if FLAGS[name].value is not None]
+  if FLAGS.multiprocess_gpu or multihost.is_tpu_pod():
+    multihost.initialize(FLAGS.coordinator_address, FLAGS.process_count, FLAGS.process_index, FLAGS.initialization_timeout,
+                         FLAGS.heartbeat_timeout)
+  elif given:
+    raise app.UsageError(f'{", ".join(given)} without --multiprocess_gpu would start a run of its own: add --multiprocess_gpu')
 
 
 def _set_up_data() -> None:

@@ -15,6 +15,8 @@ import jax
 from jax.sharding import PartitionSpec
 import numpy as np
 
+from t5x import runtime
+
 if TYPE_CHECKING:
   import tensorflow as tf
 
@@ -71,10 +73,12 @@ def get_infer_fn(infer_step: Callable[..., Any], batch_size: int, train_state_ax
   partitioned_step = partitioner.partition(
       step, in_axis_resources=(train_state_axes, partitioner.data_partition_spec, None),
       out_axis_resources=PartitionSpec())
+  is_traced = False
 
   def infer_fn(dataset, train_state, rng=None, on_batch=None):
     if rng is None:
       rng = jax.random.PRNGKey(0)
+    nonlocal is_traced
     all_indices, all_outputs = [], []
 
     def fetch(number):
@@ -83,8 +87,11 @@ def get_infer_fn(infer_step: Callable[..., Any], batch_size: int, train_state_ax
         on_batch(int((all_indices[number] != PADDING_INDEX).sum()))
 
     for number, (indices, batch) in enumerate(_batches(dataset, batch_size)):
-      outputs = partitioned_step(train_state, _place(batch, partitioner, layout),
-                                 jax.random.fold_in(rng, number))
+      placed, batch_rng = _place(batch, partitioner, layout), jax.random.fold_in(rng, number)
+      if not is_traced:
+        runtime.forget_traces()
+        is_traced = True
+      outputs = partitioned_step(train_state, placed, batch_rng)
       all_indices.append(indices)
       # The copy to the host of one batch overlaps with the computation of the next.
       all_outputs.append(outputs)

@@ -357,8 +357,8 @@ class PjitPartitioner:
         if size % parts:
           raise ValueError(
             f'{name}: dimension {dim} ({names[name][dim]!r}, size {size}) is not divisible by '
-            f'the {parts} devices of mesh axis {mesh_axis!r}; change num_partitions or map the '
-            'axis to None in logical_axis_rules.'
+            f'the {parts} devices of mesh axis {mesh_axis!r}: make it {-(-size // parts) * parts}, change num_partitions, or '
+            'map the axis to None in logical_axis_rules.'
           )
 
 

@@ -144,6 +144,17 @@ def enable_compilation_cache() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
+def forget_traces() -> None:
+  """Makes the next program the same whatever was traced before in this process, so that it is found in the cache.
+
+  jax lowers equal inner functions as one where an earlier trace of them is remembered, and as several where not; their names
+  are a part of what the cache knows a program by.
+  """
+  import jax
+  if jax.config.jax_compilation_cache_dir:
+    jax.clear_caches()
+
+
 def hide_gpus_from_tensorflow() -> None:
   """Keeps TensorFlow, which only reads data here, from taking the memory of the GPUs."""
   import jax
@@ -168,9 +179,9 @@ def leave_after(entry_point: Callable[[], None]) -> NoReturn:
   except BaseException:  # What the interpreter would print.
     traceback.print_exc()
     code = 1
-  jax = sys.modules.get('jax')
-  if jax is not None and code == 0 and jax.distributed.is_initialized():
-    jax.distributed.shutdown()
+  multihost = sys.modules.get('t5x.multihost')
+  if multihost is not None:
+    multihost.leave(clean=code == 0)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
@@ -179,25 +190,31 @@ def leave_after(entry_point: Callable[[], None]) -> NoReturn:
 class StopSignals:
   """Context in which SIGTERM and the first SIGINT ask for a stop instead of killing the process.
 
+  With several processes a signal to any of them stops all, after the same step: each asks `reached` after every step.
+
   Attributes:
-    received: the signal, or None.
+    received: the signal, or None; SIGTERM in a process that another one has told.
   """
 
   def __init__(self, on_stop: Callable[[], None]):
     """Creates the context.
 
     Args:
-      on_stop: called in the handler; must be quick, e.g. set a flag that the step loop reads.
+      on_stop: called in the handler, or by `reached`; must be quick, e.g. set a flag that the step loop reads.
     """
     self._on_stop = on_stop
     self._previous = {}
+    self._shared = False
     self.received: signal.Signals | None = None
 
   def __enter__(self) -> StopSignals:
+    from t5x import multihost
     # Only the main thread may install handlers; elsewhere the defaults stay.
     if threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._handle)
+      self._previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+      self._shared = multihost.share_stop_signal()
+      for number in (signal.SIGINT,) if self._shared else self._previous:
+        signal.signal(number, self._handle)
     return self
 
   def _handle(self, number, frame) -> None:
@@ -206,7 +223,18 @@ class StopSignals:
       # Asked a second time: the user does not want to wait for the save.
       raise KeyboardInterrupt
     self.received = signal.Signals(number)
-    self._on_stop()
+    if self._shared:
+      os.kill(os.getpid(), signal.SIGTERM)  # That one is passed on.
+    else:
+      self._on_stop()
+
+  def reached(self, step: int) -> None:
+    """Stops all processes after this step, if they have agreed on it; does nothing with one process."""
+    if self._shared:
+      from t5x import multihost
+      if multihost.is_agreed_stop(step):
+        self.received = self.received or signal.SIGTERM
+        self._on_stop()
 
   def __exit__(self, *exc) -> None:
     for number, handler in self._previous.items():
