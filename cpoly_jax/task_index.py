@@ -122,6 +122,21 @@ class TaskIndex:
         f'{where} was trained with another TaskIndex ({len(other)} tasks, this run has {len(self)}): '
         f'{"; ".join(parts)}. Use another MODEL_DIR, or the mixture it was trained with (ROUTED_MIXTURE)')
 
+  def grown(self, names: Sequence[str]) -> TaskIndex:
+    """Returns an index with `names` after those of this one, whose rows stay; ValueError if one of them has a row already."""
+    there = [name for name in names if name in self._rows]
+    if there:
+      have = 'have' if there[1:] else 'has'
+      raise ValueError(f'{_shorten(there)} {have} a routing row already (row {self._rows[there[0]]}): name new tasks only')
+    return TaskIndex((*self.names, *names))
+
+  def without(self, names: Sequence[str]) -> TaskIndex:
+    """Returns an index without `names`, the others in their order; ValueError if one has no row, or none would be left."""
+    rows = {self.row(name) for name in names}
+    if len(rows) == len(self):
+      raise ValueError(f'nothing is left without {_shorten(list(names))}: keep at least one task')
+    return TaskIndex(tuple(name for row, name in enumerate(self.names) if row not in rows))
+
   def to_json(self) -> dict[str, Any]:
     """Returns the JSON form, `{"tasks": [...]}`."""
     return {'tasks': list(self.names)}

@@ -124,6 +124,26 @@ def open_own(path: str | os.PathLike) -> Opened:
   return _opened(checkpoint, checkpoint.arrays)
 
 
+def description(path: str | os.PathLike) -> Mapping[str, Any]:
+  """Returns the JSON of network, adapter, tasks and vocabularies of a checkpoint (`cpoly_jax.model_settings`).
+
+  Args:
+    path: a checkpoint_<step> folder, or a shared adapter's. Where the installed t5x cannot open it without a run, what is told
+      is the `model.json` beside it.
+
+  Raises:
+    FileNotFoundError: there is no checkpoint.
+    ValueError: it is damaged, or nothing describes it.
+  """
+  from t5x import checkpoints
+  if hasattr(checkpoints, 'open_checked'):
+    return open_own(path).description
+  path = os.fspath(path).rstrip('/')
+  if not epath.Path(path).exists():
+    raise FileNotFoundError(f'there is no checkpoint at {path}: give a MODEL_DIR or a checkpoint_<step> folder')
+  return _beside(path)
+
+
 def _opened(checkpoint: Any, stored: Mapping[str, Any], force_base: bool = False) -> Opened:
   """Describes a t5x `StoredCheckpoint`, whose arrays, maybe with those of its base, are `stored`."""
   metadata = checkpoint.metadata or {}

@@ -76,6 +76,20 @@ class TaskIndexTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, f"'{name}' cannot be routed as '{other}'"):
           task_index.route_as(name, other)
 
+  def test_grown_and_without(self):
+    index = TaskIndex(('a', 'b')).grown(['d', 'c'])
+    self.assertEqual(index.names, ('a', 'b', 'd', 'c'))
+    self.assertEqual(index.without(['b', 'c']).names, ('a', 'd'))
+    self.assertEqual(index.grown([]), index)
+    with self.assertRaisesRegex(ValueError, r'b, d have a routing row already \(row 1\): name new tasks only'):
+      index.grown(['b', 'e', 'd'])
+    with self.assertRaisesRegex(ValueError, "'e' is listed twice"):
+      index.grown(['e', 'e'])
+    with self.assertRaisesRegex(ValueError, 'nothing is left without a, b, c, d: keep at least one task'):
+      index.without(['a', 'b', 'c', 'd'])
+    with self.assertRaisesRegex(ValueError, "'e' has no routing row"):
+      index.without(['e'])
+
   def test_from_mixture_holds_a_routed_task_once(self):
     first, second = sorted(task.name for task in seqio.get_subtasks(seqio.get_mixture_or_task('latent_skills')))[:2]
     with mock.patch.dict(task_index._routed_as):
