@@ -164,8 +164,8 @@ class BeamTest(parameterized.TestCase):
   def test_early_stopping(self, early_stopping):
     self._check('t5_1_1', 4, length_penalty=2., early_stopping=early_stopping)
 
-  @pytest.mark.slow
   @parameterized.product(n=(2, 3, 5), length_penalty=(-1., 0., .6, 1.5), early_stopping=(True, False, 'never'))
+  @pytest.mark.slow
   def test_all_settings(self, n, length_penalty, early_stopping):
     self._check('t5_1_1', n, length_penalty=length_penalty, early_stopping=early_stopping)
 
