@@ -27,8 +27,8 @@ from cpoly_jax.systems import costs
 from cpoly_jax.t5 import flops
 from cpoly_jax.training import optimizers, partitioning
 
-# Skills and tables of tasks split over `data`, or over `model` where that is taken.
-SHARDED_SKILLS = (('skill', 'data'), ('skill', 'model'), ('task', 'data'), ('task', 'model'))
+# Skills split over `data`, or `model` where they cannot be; tables of tasks over the axis that is left, as are inputs of skills.
+SHARDED_SKILLS = (('skill', 'data'), ('skill', 'model'), ('task', 'data'), ('task', 'model'), ('embed', 'model'))
 
 
 @dataclasses.dataclass(frozen=True)

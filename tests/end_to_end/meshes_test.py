@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
+from cpoly_jax.plan import meshes
 from cpoly_jax.skills import mixing
 from cpoly_jax.skills import SkillGroup
 from cpoly_jax.training import partitioning as cpoly_partitioning
@@ -179,9 +180,13 @@ class MeshCase(parameterized.TestCase):
 
 class EightDevices(MeshCase):
 
-  def test_base_and_skills_split(self):
+  @parameterized.named_parameters(
+      ('over_data', ()),
+      # As cpoly_jax.plan says for many tasks: each bank over both axes.
+      ('over_both', ('NUM_PARTITIONS = 2', f'ADDITIONAL_AXIS_RULES = {meshes.SHARDED_SKILLS}')))
+  def test_base_and_skills_split(self, bindings):
     losses, params = _reference('cpoly')
-    model, partitioner = _build('cpoly', 'skill_sharded', 'PARAMETER_PARTITIONING_DIMS = 2')
+    model, partitioner = _build('cpoly', 'skill_sharded', 'PARAMETER_PARTITIONING_DIMS = 2', *bindings)
     np.testing.assert_allclose(_losses(model, partitioner, params), losses, rtol=1e-5)
 
   def test_skills_that_do_not_divide(self):
