@@ -139,6 +139,14 @@ def _startup(figures: Mapping[str, Any]) -> Iterator[Row]:
     yield Row('start-up / google-research/t5x', figures['ratio'], 1.)
 
 
+def _compile_time(figures: Mapping[str, Mapping[str, float]]) -> Iterator[Row]:
+  first = figures['unrolled']
+  for variant, row in figures.items():
+    if row is not first:
+      yield Row(f'seconds of compiling, {variant} / unrolled',
+                (row['lowering'] + row['compiling']) / (first['lowering'] + first['compiling']), .2)
+
+
 BENCHMARKS = {
     'adapters': Benchmark('adapters', _adapters, ['--rank=16']),
     'task_scaling': Benchmark('task_scaling', _task_scaling),
@@ -150,6 +158,7 @@ BENCHMARKS = {
     'superni_packing': Benchmark('packing', _packing, ['--mixture=superni'], variables=('SUPERNI_DIR',)),
     'input': Benchmark('input', _input),
     'decode': Benchmark('decode', _decode, packages=('torch', 'transformers')),
+    'compile_time': Benchmark('compile_time', _compile_time, ['--model=t5_1_1/xxl'], counts_rounds=False),
     'startup': Benchmark('startup', _startup, counts_rounds=False),
 }
 

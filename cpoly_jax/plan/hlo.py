@@ -92,16 +92,29 @@ class Program:
     callers = collections.defaultdict(list)
     for name, instructions in self._computations.items():
       for instruction in instructions.values():
-        trips = _TRIPS.search(instruction.rest) if instruction.operation == 'while' else None
+        factor = self._trips(instruction) if instruction.operation == 'while' else 1
         for _, called in _CALLED.findall(instruction.rest):
           for one in re.findall(r'[\w.\-]+', called):
-            callers[one].append((name, int(trips[1]) if trips else 1))
+            callers[one].append((name, factor))
 
     @functools.cache
     def rounds(name: str) -> int:
       return int(name == self._entry) + sum(rounds(caller) * factor for caller, factor in callers[name])
 
     return {name: rounds(name) for name in self._computations}
+
+  def _trips(self, loop: _Instruction) -> int:
+    """Returns how often a loop goes round: as told, else the limit of its counter, which starts at 0 in all of jax's; else 1."""
+    told = _TRIPS.search(loop.rest)
+    if told:
+      return int(told[1])
+    condition = self._computations.get(re.search(r'condition=%?([\w.\-]+)', loop.rest)[1], {})
+    for instruction in condition.values():
+      if instruction.operation == 'compare' and 'direction=LT' in instruction.rest:
+        limit = condition.get(_operands(instruction)[-1])
+        if limit is not None and limit.operation == 'constant':
+          return int(limit.rest.partition(')')[0])
+    return 1
 
   def _all(self) -> Iterator[tuple[int, Mapping[str, _Instruction], _Instruction]]:
     """Yields (how often it runs, its computation, the instruction) of all that run."""

@@ -58,6 +58,17 @@ class ProgramTest(parameterized.TestCase):
     super().setUpClass()
     cls.program = hlo.Program(_TEXT)
 
+  def test_rounds_of_a_loop_that_tells_its_limit_only(self):
+    # As the compiler of TPUs writes it.
+    counter = '%i = s32[]{:T(128)} get-tuple-element(%arg), index=0'
+    less = '%less = pred[]{:T(512)} compare(%i, %limit), direction=LT'
+    text = _TEXT.replace(', backend_config={"known_trip_count":{"n":"3"}}', '').replace(
+        'ROOT %less = pred[] constant(true)', f'%limit = s32[]{{:T(128)}} constant(3)\n  {counter}\n  ROOT {less}')
+    self.assertNotIn('known_trip_count', text)
+    self.assertEqual(hlo.Program(text).rounds['body'], 3)
+    self.assertEqual(hlo.Program(text).products(), self.program.products())
+    self.assertEqual(hlo.Program(text.replace('direction=LT', 'direction=NE')).rounds['body'], 1)
+
   def test_rounds(self):
     # `add` is of the collectives: that in the loop, and two outside.
     self.assertEqual(self.program.rounds, {'main': 1, 'body': 3, 'condition': 3, 'fused': 3, 'add': 5})
