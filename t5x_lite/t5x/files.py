@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import uuid
 from collections.abc import Iterator
 
 from etils import epath
@@ -46,7 +47,8 @@ def check_writable(path: str, setting: str) -> None:
   Raises:
     ValueError: one line, where it cannot be written.
   """
-  probe = os.path.join(path, '.write_test')
+  # A name of its own: all processes of a run try at the same time.
+  probe = os.path.join(path, f'.write_test_{uuid.uuid4().hex}')
   try:
     make_dirs(path)
     write_text(probe, '')

@@ -10,6 +10,7 @@ import resource
 import sys
 import tempfile
 import time
+from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -129,6 +130,22 @@ class UnwritableTest(parameterized.TestCase):
       trouble.end()
     self.assertEqual(pathlib.Path(path).read_text(), 'old')
     self.assertEqual(os.listdir(folder), ['run.json'])
+
+
+class ProbeTest(absltest.TestCase):
+
+  def test_two_processes_probe_one_folder(self):
+    folder, remove, others = tempfile.mkdtemp(), files.remove, []
+
+    def remove_after_another_probed(path):
+      if not others:
+        others.append(path)
+        files.check_writable(folder, 'MODEL_DIR')
+      remove(path)
+
+    with mock.patch.object(files, 'remove', remove_after_another_probed):
+      files.check_writable(folder, 'MODEL_DIR')
+    self.assertEqual((len(others), os.listdir(folder)), (1, []))
 
 
 if __name__ == '__main__':
