@@ -134,18 +134,18 @@ class UnwritableTest(parameterized.TestCase):
 
 class ProbeTest(absltest.TestCase):
 
-  def test_two_processes_probe_one_folder(self):
-    folder, remove, others = tempfile.mkdtemp(), files.remove, []
+  def test_processes_that_probe_one_folder_share_no_file(self):
+    folder, written, write_text = tempfile.mkdtemp(), [], files.write_text
 
-    def remove_after_another_probed(path):
-      if not others:
-        others.append(path)
+    def write(path, text):
+      written.append(path)
+      write_text(path, text)
+
+    with mock.patch.object(files, 'write_text', write):
+      for _ in range(2):
         files.check_writable(folder, 'MODEL_DIR')
-      remove(path)
-
-    with mock.patch.object(files, 'remove', remove_after_another_probed):
-      files.check_writable(folder, 'MODEL_DIR')
-    self.assertEqual((len(others), os.listdir(folder)), (1, []))
+    self.assertLen(set(written), 2)
+    self.assertEqual(os.listdir(folder), [])
 
 
 if __name__ == '__main__':
