@@ -104,7 +104,7 @@ class Program:
     return {name: rounds(name) for name in self._computations}
 
   def _trips(self, loop: _Instruction) -> int:
-    """Returns how often a loop goes round: as told, else the limit of its counter, which starts at 0 in all of jax's; else 1."""
+    """Returns how often a loop goes round: as told, else the limit of its counter, which in jax starts at 0; else 1."""
     told = _TRIPS.search(loop.rest)
     if told:
       return int(told[1])

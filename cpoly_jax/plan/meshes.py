@@ -27,7 +27,7 @@ from cpoly_jax.systems import costs
 from cpoly_jax.t5 import flops
 from cpoly_jax.training import optimizers, partitioning
 
-# Skills split over `data`, or `model` where they cannot be; tables of tasks over the axis that is left, as are inputs of skills.
+# Skills split over `data`, or `model` where they cannot be; tables of tasks and inputs of skills over the axis that is left.
 SHARDED_SKILLS = (('skill', 'data'), ('skill', 'model'), ('task', 'data'), ('task', 'model'), ('embed', 'model'))
 
 
