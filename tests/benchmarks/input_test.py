@@ -7,6 +7,7 @@ import sys
 from absl import flags
 from absl.testing import absltest
 from absl.testing import flagsaver
+import pytest
 import numpy as np
 
 from benchmarks import input as input_benchmark
@@ -30,6 +31,7 @@ class InputTest(absltest.TestCase):
     self.assertAlmostEqual(padded['examples_per_second'] / padded['rows_per_second'], 1)
     self.assertAlmostEqual(packed['examples_per_second'] / packed['rows_per_second'], 1.5)
 
+  @pytest.mark.slow
   def test_a_mixture_is_measured(self):
     with flagsaver.flagsaver(rounds=1, steps=1, batches=3, batch=4, inputs=64, targets=16):
       figures = input_benchmark.measure('latent_skills_held_out')
@@ -42,6 +44,7 @@ class InputTest(absltest.TestCase):
     self.assertIn('m: 8 tasks', text)
     self.assertIn('first batch, indexed: 1.5 s', text)
 
+  @pytest.mark.slow
   def test_the_first_batch_is_timed_in_a_process_of_its_own(self):
     command = [sys.executable, '-m', 'benchmarks.first_batch', 'latent_skills_held_out', 'indexed', '4', '64', '16']
     done = subprocess.run(command, capture_output=True, text=True, check=False)

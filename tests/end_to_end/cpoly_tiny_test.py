@@ -83,6 +83,7 @@ class FilesTest(absltest.TestCase):
     self.assertRegex(output, r'model: [\d,]+ parameters, [\d,]+ trainable')
     self.assertIn(f'Results at step {STEPS} ({folder})', output)
 
+  @pytest.mark.slow
   def test_finished_run_is_not_repeated(self):
     folder, _ = _whole_run()
     before = _losses(folder)

@@ -9,6 +9,7 @@ import sys
 import tempfile
 
 from absl.testing import absltest
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BOTH = '--gin_file=gin_configs/runs/rank_classification.gin'
@@ -70,6 +71,7 @@ class RankClassificationTest(absltest.TestCase):
     metrics, = _lines(folder, 'superglue_cb_rank-metrics.jsonl')
     self.assertAlmostEqual(metrics['accuracy'], 100 * sum(right) / 9)
 
+  @pytest.mark.slow
   def test_evaluation_of_the_checkpoint_agrees(self):
     folder, _ = _trained()
     output = tempfile.mkdtemp()

@@ -18,6 +18,7 @@ from unittest import mock
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+import pytest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import input_testing as inputs  # pylint: disable=g-import-not-at-top
@@ -48,8 +49,14 @@ class HostsTest(parameterized.TestCase):
     parts = [inputs.inputs(inputs.read(inputs.get(inputs.task('a', 32), host, 4), 4)) for host in range(4)]
     self.assertCountEqual(sum(parts, []), [inputs.text('a', j) for j in range(32)])
 
-  @parameterized.parameters(False, True)
-  def test_hosts_as_processes(self, pack):
+  def test_hosts_as_processes(self):
+    self._assert_hosts_as_processes(pack=True)
+
+  @pytest.mark.slow
+  def test_hosts_as_processes_with_padded_rows(self):
+    self._assert_hosts_as_processes(pack=False)
+
+  def _assert_hosts_as_processes(self, pack):
     folder = tempfile.mkdtemp()
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path)), 'TF_CPP_MIN_LOG_LEVEL': '3'}
     running = []

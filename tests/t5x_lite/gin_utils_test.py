@@ -66,10 +66,12 @@ def _running_module():
   import seqio  # noqa: F401  TensorFlow cannot be imported once `__main__` is replaced
   from t5x import eval as eval_module
   from t5x import infer
+  from t5x import precompile
   from t5x import train
 
   module = types.ModuleType('__main__')
   module.train, module.evaluate, module.infer = train.train, eval_module.evaluate, infer.infer
+  module.precompile = precompile.precompile
   module.create_task_from_tfexample_file = infer.create_task_from_tfexample_file
   return module
 
@@ -307,7 +309,7 @@ class ShippedFilesTest(GinTestCase):
     self.assertEqual(set(MODELS), set(SIZES))
     self.assertEqual(
       RUNS,
-      ['eval', 'finetune', 'finetune_no_eval', 'infer', 'infer_from_tfexample_file', 'pretrain'],
+      ['eval', 'finetune', 'finetune_no_eval', 'infer', 'infer_from_tfexample_file', 'precompile', 'pretrain'],
     )
     for folder in {p.parent for p in PACKAGE.rglob('*.gin')}:
       self.assertTrue((folder / '__init__.py').exists(), f'{folder} needs __init__.py')
@@ -352,7 +354,7 @@ class ShippedFilesTest(GinTestCase):
     required = str(raised.exception).split(' must be set')[0].split(', ')
     gin.clear_config()
     gin_utils.parse_gin_flags([], files, [f"{name} = 'x'" for name in required])
-    entry = {'eval': 'evaluate', 'infer': 'infer'}.get(run.split('_')[0], 'train')
+    entry = {'eval': 'evaluate', 'infer': 'infer', 'precompile': 'precompile'}.get(run.split('_')[0], 'train')
     bound = gin.get_bindings(entry, resolve_references=False)
     self.assertIn('model', bound)
     self.assertIn('partitioner', bound)

@@ -102,6 +102,7 @@ class NonfiniteTrainTest(absltest.TestCase):
     self.assertEqual(_record(self.folder), _record(whole))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.state_dict()), jax.device_get(expected.state_dict()))
 
+  @pytest.mark.slow
   def test_skip_goes_on(self):
     error, state, out = self._train('skip')
     self.assertIsNone(error)

@@ -58,6 +58,7 @@ def _precompile(model_dir, run=reversal.train, **overrides):
     return run(model_dir, **overrides), out.getvalue()
 
 
+@pytest.mark.slow
 class CacheTest(absltest.TestCase):
 
   @classmethod

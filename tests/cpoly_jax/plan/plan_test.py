@@ -118,7 +118,7 @@ class TinyTest(parameterized.TestCase):
   def test_axes_of_sharded_skills(self):
     specs = meshes.mesh_axes(self.logical, meshes.Layout(2, 2, 2, meshes.SHARDED_SKILLS))
     of = lambda name: specs[f'target/encoder/layers_0/attention/query/{name}']
-    self.assertEqual((of('skills/down'), of('skills/up')), (P('data', None, None), P('data', None, 'model')))
+    self.assertEqual((of('skills/down'), of('skills/up')), (P('data', 'model', None), P('data', None, 'model')))
     self.assertEqual(of('kernel'), P('data', 'model'))
 
 
