@@ -60,11 +60,13 @@ class EventFilesTest(absltest.TestCase):
       self.assertEqual(_curve(self.train), [(1, 0.5)])
 
   def test_negative_steps_and_other_bytes(self):
-    event = tf.compat.v1.Event(wall_time=1.0, step=-3).SerializeToString()
-    self.assertEqual(event_files._step_of(event), -3)
-    self.assertEqual(event_files._step_of(tf.compat.v1.Event(file_version='brain.Event:2').SerializeToString()), 0)
     os.makedirs(self.train)
-    pathlib.Path(self.train, 'events.out.tfevents.1.x').write_bytes(b'no events at all, but long enough')
+    path = pathlib.Path(self.train, 'events.out.tfevents.1.x')
+    with tf.io.TFRecordWriter(str(path)) as writer:
+      for event in (tf.compat.v1.Event(wall_time=1.0, step=-3), tf.compat.v1.Event(file_version='brain.Event:2')):
+        writer.write(event.SerializeToString())
+    self.assertEqual(event_files.steps(self.train), {-3, 0})
+    path.write_bytes(b'no events at all, but long enough')
     self.assertEqual(event_files.steps(self.train), set())
 
   def test_absent_folders(self):
