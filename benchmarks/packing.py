@@ -2,16 +2,19 @@
 
     SUPERGLUE_DIR=... python -m benchmarks.packing --mixture=superglue
     SUPERNI_DIR=... python -m benchmarks.packing --mixture=superni --json=packing.json
+    SUPERNI_DIR=... python -m benchmarks.packing --mixture=superni --system=poly --rank=16 --peft
 
 Where no vocabulary is given, a SentencePiece model is trained on the mixture's own texts first, so that lengths are those of
 sub-words. Lengths are the shortest of some at which less than 5 % of the training examples are cut. Packed rows have the same
 inputs, and targets as long as the data's share of target tokens asks for. Then the train step runs on batches of both kinds in
-turns; a useful token is one that is not padding, of inputs and targets together.
+turns; a useful token is one that is not padding, of inputs and targets together. With `--peft` the Poly of Hugging Face PEFT
+runs beside it on the padded examples: batches as they are, and each cut to its longest example, as Transformers' collators do.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import pathlib
 import tempfile
@@ -24,6 +27,8 @@ import seqio
 from t5x import utils
 
 import tasks as _  # noqa: F401  (they register)
+from benchmarks import steady_memory
+from benchmarks import torch_poly
 from benchmarks import train_step
 from cpoly_jax.task_index import TaskIndex
 from cpoly_jax.training import features as task_features
@@ -38,6 +43,9 @@ _RANK = flags.DEFINE_integer('rank', 4, 'Rank of each skill.')
 _SEGMENTS = flags.DEFINE_integer('segments', 5, 'Examples in a packed row, at most.')
 _VOCABULARY = flags.DEFINE_string('vocabulary', None, 'A SentencePiece model; None: one of 8,000 pieces is trained.')
 _COUNTED = flags.DEFINE_integer('counted', 100, 'Batches of each kind whose tokens are counted.')
+_PEFT = flags.DEFINE_bool('peft', False, "Also measure PEFT's Poly on padded rows; --system=poly is like it.")
+_PEFT_BATCHES = flags.DEFINE_integer('peft_batches', 6, 'Batches of which each of its steps takes all, one after the other.')
+_SKILLS = flags.DEFINE_integer('num_skills', 8, 'Skills of Poly, in both.')
 
 INPUT_LENGTHS = (128, 256, 384, 512, 768, 1024)
 TARGET_LENGTHS = (8, 16, 32, 64, 128)
@@ -65,10 +73,15 @@ def train_vocabulary(lines: Iterator[str], folder: str, size: int = 8000) -> str
 
 @dataclasses.dataclass
 class Data:
-  """Batches of one kind: the first, and the mean number of useful input and target tokens of some."""
-  batch: Mapping[str, np.ndarray]
+  """Batches of one kind, and the mean number of useful input and target tokens of one."""
+  batches: Sequence[Mapping[str, np.ndarray]]
   inputs: float
   targets: float
+
+  @property
+  def batch(self) -> Mapping[str, np.ndarray]:
+    """The first batch."""
+    return self.batches[0]
 
   @property
   def useful(self) -> float:
@@ -90,7 +103,7 @@ def read(index: TaskIndex, lengths: Mapping[str, int], pack: bool) -> Data:
   """Reads batches and counts the useful tokens of the first ones."""
   batches = list(itertools.islice(iter(_dataset(index, lengths, pack, _ROWS.value)), _COUNTED.value))
   count = lambda name: float(np.mean([np.sum(batch[name] > 0) for batch in batches]))
-  return Data(batches[0], count('encoder_input_tokens'), count('decoder_target_tokens'))
+  return Data(batches, count('encoder_input_tokens'), count('decoder_target_tokens'))
 
 
 def packed_targets(padded: Data, lengths: Mapping[str, int]) -> int:
@@ -111,8 +124,24 @@ def shortest(index: TaskIndex, feature: str, name: str, lengths: Sequence[int]) 
   return length, cut
 
 
+def peft_steps(batches: Sequence[Mapping[str, np.ndarray]], num_tasks: int) -> list[torch_poly.TorchStep]:
+  """Returns the steps of PEFT's Poly: on padded batches, eager and compiled for their shape, and on batches of any length."""
+  build = functools.partial(torch_poly.TorchStep, num_tasks=num_tasks, rank=_RANK.value, num_skills=_SKILLS.value)
+  return [build('PEFT', batches), build('PEFT compiled', batches, compiled=True),
+          build('PEFT to the longest', [torch_poly.trimmed(batch) for batch in batches])]
+
+
+def tokens(batches) -> tuple[float, float]:
+  """Returns the mean numbers of useful and of all tokens of PyTorch's batches."""
+  ignored = torch_poly.IGNORED
+  useful = [int((batch['input_ids'] > 0).sum() + (batch['labels'] != ignored).sum()) for batch in batches]
+  every = [batch['input_ids'].numel() + batch['labels'].numel() for batch in batches]
+  return float(np.mean(useful)), float(np.mean(every))
+
+
 def main(argv) -> None:
   del argv
+  steady_memory.keep()
   members = seqio.get_subtasks(seqio.get_mixture_or_task(_MIXTURE.value))
   index = TaskIndex(tuple(sorted(task.name for task in members)))
   with tempfile.TemporaryDirectory() as folder:
@@ -124,23 +153,32 @@ def main(argv) -> None:
     kinds = {'padded': read(index, lengths, False)}
     lengths_packed = {**lengths, 'targets': packed_targets(kinds['padded'], lengths), features.TASK_ID: _SEGMENTS.value}
     kinds['packed'] = read(index, lengths_packed, True)
-  parts = train_step.configured([f'gin_configs/models/{_MODEL.value}.gin', f'gin_configs/systems/{_SYSTEM.value}.gin'],
-                                [f'NUM_TASKS = {len(index)}', f'RANK = {_RANK.value}'])
+  bindings = [f'NUM_TASKS = {len(index)}', f'RANK = {_RANK.value}', f'NUM_SKILLS = {_SKILLS.value}']
+  files = [f'gin_configs/models/{_MODEL.value}.gin', f'gin_configs/systems/{_SYSTEM.value}.gin']
+  parts = train_step.configured(files, bindings)
   steps = [train_step.compiled(kind, parts, data.batch, len(index)) for kind, data in kinds.items()]
-  train_step.alternate(steps, train_step.ROUNDS.value)
-  print(f'{"rows":8} {"useful":>8} {"s/step":>8} {"useful tokens/s":>16}')
+  peers = peft_steps(kinds['padded'].batches[:_PEFT_BATCHES.value], len(index)) if _PEFT.value else []
+  train_step.alternate([*steps, *peers], train_step.ROUNDS.value)
+  counts = {step.name: (kinds[step.name].useful, kinds[step.name].all_tokens) for step in steps}
+  counts |= {peer.name: tokens(peer.batches) for peer in peers}
+  print(f'{"rows":20} {"useful":>8} {"s/step":>8} {"useful tokens/s":>16}')
   rates = {}
-  for step in steps:
-    data = kinds[step.name]
-    rates[step.name] = data.useful / step.median
-    print(f'{step.name:8} {data.useful / data.all_tokens:8.1%} {step.median:8.3f} {rates[step.name]:16,.0f}')
+  for step in [*steps, *peers]:
+    useful, every = counts[step.name]
+    rates[step.name] = useful / step.median
+    print(f'{step.name:20} {useful / every:8.1%} {step.median:8.3f} {rates[step.name]:16,.0f}')
   ideal = kinds['padded'].all_tokens / kinds['padded'].useful
   gain = rates['packed'] / rates['padded']
   print(f'gain {gain:.2f}, ideal {ideal:.2f} (padded tokens / real tokens), reached {gain / ideal:.2f}')
-  train_step.write_json({
+  figures = {
       'mixture': _MIXTURE.value, 'lengths': {'padded': lengths, 'packed': lengths_packed},
-      'cut': {'inputs': inputs_cut, 'targets': targets_cut}, 'useful': {k: d.useful / d.all_tokens for k, d in kinds.items()},
-      'seconds': {step.name: step.median for step in steps}, 'gain': gain, 'ideal': ideal, 'reached': gain / ideal})
+      'cut': {'inputs': inputs_cut, 'targets': targets_cut}, 'useful': {name: u / e for name, (u, e) in counts.items()},
+      'seconds': {step.name: step.median for step in [*steps, *peers]}, 'gain': gain, 'ideal': ideal, 'reached': gain / ideal}
+  if peers:
+    figures['per_useful_token'] = {peer.name: rates[peer.name] / rates['packed'] for peer in peers}
+    for name, ratio in figures['per_useful_token'].items():
+      print(f'seconds of a useful token, packed / {name}: {ratio:.3f}')
+  train_step.write_json(figures)
 
 
 if __name__ == '__main__':

@@ -10,14 +10,13 @@ table also has the time that the counted FLOPs would take at the rate of this ma
 
 from __future__ import annotations
 
-import os
-import statistics
-import time
+import functools
 
 from absl import app
 from absl import flags
 
 from benchmarks import steady_memory
+from benchmarks import torch_poly
 from benchmarks import train_step
 from cpoly_jax.t5 import flops
 
@@ -29,56 +28,19 @@ _COMPILE = flags.DEFINE_bool('compile', True, 'Also measure torch.compile.')
 TARGETS = '.*attention/(query|key|value|out)'
 
 
-class TorchStep:
-  """Forward, backward and AdamW of PEFT's Poly on T5 1.1 small, with random weights."""
-
-  def __init__(self, name: str, compiled: bool):
-    import peft
-    import torch
-    import transformers
-    torch.manual_seed(0)
-    torch.set_num_threads(os.cpu_count())
-    config = transformers.T5Config(
-        vocab_size=32128, d_model=512, d_kv=64, d_ff=1024, num_layers=8, num_decoder_layers=8, num_heads=6, dropout_rate=0.,
-        feed_forward_proj='gated-gelu', tie_word_embeddings=False, decoder_start_token_id=0, use_cache=False)
-    poly = peft.PolyConfig(task_type='SEQ_2_SEQ_LM', poly_type='poly', r=_RANK.value, n_tasks=_TASKS.value,
-                           n_skills=_SKILLS.value, n_splits=1, target_modules=['q', 'k', 'v', 'o'])
-    self.model = peft.get_peft_model(transformers.T5ForConditionalGeneration(config), poly).train()
-    self.trainable = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-    self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-3)
-    data = train_step.batch_of(*train_step.shape(), _TASKS.value)
-    tensor = lambda key: torch.tensor(data[key], dtype=torch.long)
-    self.batch = {'input_ids': tensor('encoder_input_tokens'), 'labels': tensor('decoder_target_tokens'),
-                  'task_ids': tensor('task_id')[:, 0]}
-    self.forward = torch.compile(self.model) if compiled else self.model
-    self.name = name
-    self.seconds: list[float] = []
-
-  def run(self, steps: int) -> None:
-    """Makes steps and notes the seconds of each."""
-    for _ in range(steps):
-      start = time.perf_counter()
-      self.optimizer.zero_grad(set_to_none=True)
-      self.forward(**self.batch).loss.backward()
-      self.optimizer.step()
-      self.seconds.append(time.perf_counter() - start)
-
-  @property
-  def median(self) -> float:
-    """Median seconds of a step."""
-    return statistics.median(self.seconds)
-
-
 def main(argv) -> None:
   del argv
   steady_memory.keep()
   ours = []
+  data = train_step.batch_of(*train_step.shape(), _TASKS.value)
   for name in ('poly', 'cpoly'):
     parts = train_step.configured(
         ['gin_configs/models/t5_1_1/small.gin', f'gin_configs/systems/{name}.gin'],
         [f'NUM_TASKS = {_TASKS.value}', f'RANK = {_RANK.value}', f'NUM_SKILLS = {_SKILLS.value}'])
-    ours.append(train_step.compiled(name, parts, train_step.batch_of(*train_step.shape(), _TASKS.value), _TASKS.value))
-  peers = [TorchStep('PEFT eager', False), *([TorchStep('PEFT compiled', True)] if _COMPILE.value else [])]
+    ours.append(train_step.compiled(name, parts, data, _TASKS.value))
+  peer = functools.partial(torch_poly.TorchStep, batches=[data], num_tasks=_TASKS.value, rank=_RANK.value,
+                           num_skills=_SKILLS.value)
+  peers = [peer('PEFT eager'), *([peer('PEFT compiled', compiled=True)] if _COMPILE.value else [])]
   train_step.alternate([*ours, *peers], train_step.ROUNDS.value)
   rate = train_step.matmul_rate()
   best = min(peer.median for peer in peers)

@@ -87,7 +87,7 @@ def _adapters(figures: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _task_scaling(figures: Sequence[Mapping[str, Any]]) -> Iterator[Row]:
-  bars = {'rows': 1.05, 'fixed': None, 'learned': 1.5}
+  bars = {'rows': 1.05, 'learned_rows': 1.5}
   least = {name: min(row['tasks'] for row in figures if row['specific'] == name) for name in {r['specific'] for r in figures}}
   for row in figures:
     first = least[row['specific']]
@@ -121,6 +121,11 @@ def _packing(figures: Mapping[str, Any]) -> Iterator[Row]:
   yield Row(f'packing gain / ideal, {figures["mixture"]}', figures['reached'], .9, at_least=True)
 
 
+def _peft_packing(figures: Mapping[str, Any]) -> Iterator[Row]:
+  for name, ratio in figures['per_useful_token'].items():
+    yield Row(f'seconds of a useful token, packed / {name}, {figures["mixture"]}', ratio, .4)
+
+
 def _input(figures: Mapping[str, Any]) -> Iterator[Row]:
   for mixture, row in figures.items():
     for kind in ('padded', 'packed'):
@@ -150,12 +155,14 @@ def _compile_time(figures: Mapping[str, Mapping[str, float]]) -> Iterator[Row]:
 BENCHMARKS = {
     'adapters': Benchmark('adapters', _adapters, ['--rank=16']),
     'task_scaling': Benchmark('task_scaling', _task_scaling),
-    'task_scaling_learned': Benchmark('task_scaling', _task_scaling, ['--specific=learned', '--rank=1', '--batch=8']),
+    'task_scaling_learned': Benchmark('task_scaling', _task_scaling, ['--specific=learned_rows', '--rank=1']),
     'peft_poly': Benchmark('peft_poly', _peft, packages=('torch', 'transformers', 'peft')),
     't5x_way': Benchmark('t5x_way', _t5x_way),
     'checkpoint': Benchmark('checkpoint', _checkpoint, ['--rank=1']),
     'superglue_packing': Benchmark('packing', _packing, ['--mixture=superglue'], variables=('SUPERGLUE_DIR',)),
     'superni_packing': Benchmark('packing', _packing, ['--mixture=superni'], variables=('SUPERNI_DIR',)),
+    'superni_peft': Benchmark('packing', _peft_packing, ['--mixture=superni', '--system=poly', '--rank=16', '--peft'],
+                              packages=('torch', 'transformers', 'peft'), variables=('SUPERNI_DIR',)),
     'input': Benchmark('input', _input),
     'decode': Benchmark('decode', _decode, packages=('torch', 'transformers')),
     'compile_time': Benchmark('compile_time', _compile_time, ['--model=t5_1_1/xxl'], counts_rounds=False),

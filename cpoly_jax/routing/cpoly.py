@@ -108,7 +108,19 @@ class CPolyRouter(SampledRouter):
   @property
   def reads_own_skills_only(self) -> bool:
     """Whether a task's result depends on no other task's skills or rows, and all have as many skills."""
-    return self.specific == FIXED and self.unknown_task == ERROR and len(set(self.counts)) == 1
+    return self.reads_own_rows_only and self.specific == FIXED
+
+  @property
+  def reads_own_rows_only(self) -> bool:
+    """Whether a task's result depends on no other task's rows, so that a step needs those of its batch alone."""
+    return self.unknown_task == ERROR and (self.specific != FIXED or len(set(self.counts)) == 1)
+
+  def of_rows(self, rows: int) -> dict[str, int | tuple[int, ...]]:
+    """Returns the settings that make this the router of some of its rows, and of their skills if only these are read."""
+    if self.reads_own_skills_only:
+      return {'num_tasks': rows}
+    # Whose a skill is matters to the start of W_B alone: the rows that were taken read all of them.
+    return {'num_tasks': rows, 'num_specific': (sum(self.counts), *[0] * (rows - 1))}
 
   def skills_of_tasks(self, tasks: jax.Array) -> jax.Array:
     """Returns the common skills and the own ones of some tasks, in the order of a run of these tasks alone.

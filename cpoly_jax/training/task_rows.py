@@ -2,9 +2,10 @@
 
 Notation: B examples, T tasks, U <= B tasks of a batch, S skills.
 
-A batch of U tasks is a batch of a run with U tasks: where each task reads nothing but its own skills and the common ones, the
-step takes their rows of skills, routing and optimizer state out, trains on these, and puts them back in place. What the
-batch does not use keeps its value and its moments ("lazy" AdamW; the ordinary trainer lets the momentum of a row go on).
+A batch of U tasks is a batch of a run with U tasks: the step takes their rows of routing and of its optimizer state out, trains
+on these, and puts them back in place. Where each task reads nothing but its own skills and the common ones, so it does with
+skills; where tasks may borrow, all skills train in each step. What the batch does not use keeps its value and its moments
+("lazy" AdamW; the ordinary trainer lets the momentum of a row go on).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ class Rows:
 
   Attributes:
     tasks: [U] int32 different task rows; those beyond the batch's tasks are T, which no table has.
-    skills: [S'] int32 skills of these tasks; those of no task lie beyond all banks.
+    skills: [S'] int32 skills of these tasks; those of no task lie beyond all banks. None: all skills.
   """
 
   tasks: jax.Array
-  skills: jax.Array
+  skills: jax.Array | None
 
   def _ids(self, path: Any) -> jax.Array | None:
     """The rows of a leaf of the train state, None if it has no rows by task."""
@@ -56,13 +57,13 @@ def rows_of(adapter: Adapter, batch: Mapping[str, jax.Array]) -> tuple[Rows, dic
   """Returns the rows that a batch uses, and the batch with its tasks counted within them.
 
   Args:
-    adapter: its routing must have `skills_of_tasks`.
+    adapter: its router must read its own rows only.
     batch: has `task_id` [B, 1] int32.
   """
   router = adapter.describe()
   ids = batch[TASK_ID][:, 0]
   tasks, within = jnp.unique(ids, return_inverse=True, size=ids.shape[0], fill_value=router.num_tasks)
-  return Rows(tasks, router.skills_of_tasks(tasks)), {
+  return Rows(tasks, router.skills_of_tasks(tasks) if router.reads_own_skills_only else None), {
       **batch, TASK_ID: within.reshape(-1, 1).astype(jnp.int32), ROUTED_TASK_ID: batch[TASK_ID]}
 
 
@@ -71,13 +72,14 @@ def train_with_rows(train_state: Any, batch: Mapping[str, jax.Array], learning_r
   """As `t5x.trainer.train_with_lr`, touching only the rows of the batch's tasks.
 
   Raises:
-    ValueError: the model's tasks read more than their own skills and common ones.
+    ValueError: the model's tasks read more than their own rows.
   """
   adapter = getattr(model.module, 'adapter', None)
   router = None if adapter is None else adapter.describe()
-  if not getattr(router, 'reads_own_skills_only', False):
-    raise ValueError('this trainer needs tasks that read only their own skills and common ones: set SPECIFIC = \'fixed\', one '
-                     "NUM_SPECIFIC for all tasks and UNKNOWN_TASK = 'error', or leave gin_configs/runs/task_rows.gin out")
+  if not getattr(router, 'reads_own_rows_only', False):
+    raise ValueError('this trainer needs C-Poly or PRIVATE, with tasks that read only their own rows: set UNKNOWN_TASK = '
+                     "'error' and, where SPECIFIC = 'fixed', one NUM_SPECIFIC for all tasks, or leave "
+                     'gin_configs/runs/task_rows.gin out')
   size = batch[TASK_ID].shape[0]
   if router.num_tasks <= size:
     return trainer.train_with_lr(train_state, batch, learning_rate, dropout_rng, model, num_microbatches, **kwargs)
@@ -88,7 +90,7 @@ def train_with_rows(train_state: Any, batch: Mapping[str, jax.Array], learning_r
 
 
 class TaskRowsTrainer(trainer.Trainer):
-  """T5X's trainer with `train_with_rows`, for C-Poly with a fixed W_B and for PRIVATE."""
+  """T5X's trainer with `train_with_rows`, for C-Poly and PRIVATE."""
 
   @functools.cached_property
   def _partitioned_train_step(self) -> Callable[..., Any]:
@@ -107,6 +109,6 @@ def _with_tasks(model: Any, num_tasks: int) -> Any:
   """A copy of the model whose routing has `num_tasks` rows."""
   adapter = model.module.adapter
   smaller = copy.copy(model)
-  smaller.module = model.module.clone(
-      adapter=dataclasses.replace(adapter, router=functools.partial(adapter.router, num_tasks=num_tasks)))
+  router = functools.partial(adapter.router, **adapter.describe().of_rows(num_tasks))
+  smaller.module = model.module.clone(adapter=dataclasses.replace(adapter, router=router))
   return smaller

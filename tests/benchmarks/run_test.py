@@ -23,7 +23,7 @@ class RowTest(parameterized.TestCase):
 
   def test_the_first_number_of_tasks_is_the_reference(self):
     figures = [{'specific': 'rows', 'tasks': 8, 'ratio': 1.}, {'specific': 'rows', 'tasks': 1600, 'ratio': 1.2},
-               {'specific': 'learned', 'tasks': 8, 'ratio': 1.}, {'specific': 'learned', 'tasks': 100, 'ratio': 1.3}]
+               {'specific': 'learned_rows', 'tasks': 8, 'ratio': 1.}, {'specific': 'learned_rows', 'tasks': 100, 'ratio': 1.3}]
     rows = list(run.BENCHMARKS['task_scaling'].rows(figures))
     self.assertEqual([(row.value, row.verdict) for row in rows], [(1.2, 'missed'), (1.3, 'met')])
     self.assertEqual(rows[0].what, 'train step, T = 1600 / T = 8, rows')

@@ -65,11 +65,14 @@ def _train(trainer, batches):
 
 class TaskRowsTrainerTest(parameterized.TestCase):
 
-  def test_equals_the_ordinary_trainer_while_the_tasks_stay(self):
+  @parameterized.named_parameters(
+      ('fixed', {}), ('learned', {'specific': routing.LEARNED, 'num_specific': (1, 2, 1, 0, 1, 1, 1)}),
+      ('gumbel', {'specific': routing.GUMBEL}))
+  def test_equals_the_ordinary_trainer_while_the_tasks_stay(self, router):
     """Rows that no batch has used have no momentum, so that both trainers leave them."""
     batches = [_batch([5, 1, 5, 2], seed) for seed in range(3)]
-    ours = _train(_trainer(task_rows.TaskRowsTrainer), batches)
-    ordinary = _train(_trainer(trainer_lib.Trainer), batches)
+    ours = _train(_trainer(task_rows.TaskRowsTrainer, **router), batches)
+    ordinary = _train(_trainer(trainer_lib.Trainer, **router), batches)
     for name, value in ordinary[-1].items():
       np.testing.assert_allclose(ours[-1][name], value, rtol=2e-5, atol=2e-6, err_msg=name)
 
@@ -84,6 +87,14 @@ class TaskRowsTrainerTest(parameterized.TestCase):
     still = [k for k in first if 'skills' not in k and 'routing' not in k]
     self.assertTrue(all((first[k] == second[k]).all() for k in still))
 
+  def test_tasks_that_borrow_train_all_skills_and_their_own_rows(self):
+    _, first, second = _train(_trainer(task_rows.TaskRowsTrainer, specific=routing.LEARNED),
+                              [_batch([5, 1, 5, 2], 0), _batch([0, 1, 1, 1], 1)])
+    for name in first:
+      moved = np.flatnonzero((first[name] != second[name]).reshape(first[name].shape[0], -1).any(axis=1)).tolist()
+      expected = list(range(3 + 2 * T)) if 'skills' in name else [0, 1] if 'routing' in name else []
+      self.assertEqual(moved, expected, name)
+
   def test_moments_of_rows_are_kept(self):
     trainer = _trainer(task_rows.TaskRowsTrainer)
     batches = [_batch([5, 1, 5, 2], 0), _batch([0, 3, 0, 3], 1), _batch([5, 1, 5, 2], 2)]
@@ -96,10 +107,11 @@ class TaskRowsTrainerTest(parameterized.TestCase):
       self.assertEqual(np.flatnonzero(~used).tolist(), [3 + 8, 3 + 9, 3 + 12, 3 + 13])  # Tasks 4 and 6 were in no batch.
     self.assertLen(states, 4)
 
-  @parameterized.parameters({'specific': routing.LEARNED}, {'num_specific': (1, 2, 1, 1, 1, 1, 1)}, {'unknown_task': 'average'})
+  @parameterized.parameters({'num_specific': (1, 2, 1, 1, 1, 1, 1)}, {'unknown_task': 'average'},
+                            {'unknown_task': 'average', 'specific': routing.LEARNED})
   def test_refuses_systems_whose_tasks_read_others(self, **router):
     trainer = _trainer(task_rows.TaskRowsTrainer, **router)
-    with self.assertRaisesRegex(ValueError, "set SPECIFIC = 'fixed'"):
+    with self.assertRaisesRegex(ValueError, "set UNKNOWN_TASK = 'error'"):
       trainer.train(iter([_batch([0] * B, 0)]), 1, start_step=0)
 
 
