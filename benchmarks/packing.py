@@ -2,7 +2,7 @@
 
     SUPERGLUE_DIR=... python -m benchmarks.packing --mixture=superglue
     SUPERNI_DIR=... python -m benchmarks.packing --mixture=superni --json=packing.json
-    SUPERNI_DIR=... python -m benchmarks.packing --mixture=superni --system=poly --rank=16 --peft
+    python -m benchmarks.packing --mixture=superni --lengths=1024,128 --rows=2 --segments=10 --system=poly --rank=16 --peft
 
 Where no vocabulary is given, a SentencePiece model is trained on the mixture's own texts first, so that lengths are those of
 sub-words. Lengths are the shortest of some at which less than 5 % of the training examples are cut. Packed rows have the same
@@ -40,11 +40,12 @@ _SYSTEM = flags.DEFINE_string('system', 'cpoly', 'A file of gin_configs/systems,
 _MODEL = flags.DEFINE_string('model', 't5_1_1/small', 'A file of gin_configs/models, without .gin.')
 _ROWS = flags.DEFINE_integer('rows', 4, 'Rows of a batch.')
 _RANK = flags.DEFINE_integer('rank', 4, 'Rank of each skill.')
+_LENGTHS = flags.DEFINE_list('lengths', None, 'Inputs and targets of a padded row; none: the shortest that cut less than 5 %.')
 _SEGMENTS = flags.DEFINE_integer('segments', 5, 'Examples in a packed row, at most.')
 _VOCABULARY = flags.DEFINE_string('vocabulary', None, 'A SentencePiece model; None: one of 8,000 pieces is trained.')
 _COUNTED = flags.DEFINE_integer('counted', 100, 'Batches of each kind whose tokens are counted.')
 _PEFT = flags.DEFINE_bool('peft', False, "Also measure PEFT's Poly on padded rows; --system=poly is like it.")
-_PEFT_BATCHES = flags.DEFINE_integer('peft_batches', 6, 'Batches of which each of its steps takes all, one after the other.')
+_PEFT_BATCHES = flags.DEFINE_integer('peft_batches', 4, 'Batches of which each of its steps takes all, one after the other.')
 _SKILLS = flags.DEFINE_integer('num_skills', 8, 'Skills of Poly, in both.')
 
 INPUT_LENGTHS = (128, 256, 384, 512, 768, 1024)
@@ -146,8 +147,9 @@ def main(argv) -> None:
   index = TaskIndex(tuple(sorted(task.name for task in members)))
   with tempfile.TemporaryDirectory() as folder:
     features.vocabulary(_VOCABULARY.value or train_vocabulary(itertools.chain.from_iterable(map(texts, members)), folder))
-    inputs, inputs_cut = shortest(index, 'inputs', 'encoder_input_tokens', INPUT_LENGTHS)
-    targets, targets_cut = shortest(index, 'targets', 'decoder_target_tokens', TARGET_LENGTHS)
+    wanted = [[int(length)] for length in _LENGTHS.value or ()] or [INPUT_LENGTHS, TARGET_LENGTHS]
+    inputs, inputs_cut = shortest(index, 'inputs', 'encoder_input_tokens', wanted[0])
+    targets, targets_cut = shortest(index, 'targets', 'decoder_target_tokens', wanted[1])
     print(f'{_MIXTURE.value}: inputs {inputs} ({inputs_cut:.1%} cut), targets {targets} ({targets_cut:.1%} cut)', flush=True)
     lengths = {'inputs': inputs, 'targets': targets}
     kinds = {'padded': read(index, lengths, False)}

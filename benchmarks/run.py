@@ -161,7 +161,9 @@ BENCHMARKS = {
     'checkpoint': Benchmark('checkpoint', _checkpoint, ['--rank=1']),
     'superglue_packing': Benchmark('packing', _packing, ['--mixture=superglue'], variables=('SUPERGLUE_DIR',)),
     'superni_packing': Benchmark('packing', _packing, ['--mixture=superni'], variables=('SUPERNI_DIR',)),
-    'superni_peft': Benchmark('packing', _peft_packing, ['--mixture=superni', '--system=poly', '--rank=16', '--peft'],
+    # As Tk-Instruct (arXiv 2204.07705) cuts its texts.
+    'superni_peft': Benchmark('packing', _peft_packing, ['--mixture=superni', '--lengths=1024,128', '--rows=2', '--segments=10',
+                                                         '--system=poly', '--rank=16', '--peft'],
                               packages=('torch', 'transformers', 'peft'), variables=('SUPERNI_DIR',)),
     'input': Benchmark('input', _input),
     'decode': Benchmark('decode', _decode, packages=('torch', 'transformers')),

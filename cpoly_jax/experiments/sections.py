@@ -109,11 +109,17 @@ def _curves(spec: Spec, stage: StageResult, prefix: str, title: str) -> Section 
       functools.partial(figures.learning, lines, 'step', f'score ({_measure(spec)})'))
   points = [(label, step, len(scores), float(np.mean(scores)), min(scores), max(scores))
             for label, curve in curves.items() for step, scores in curve.items()]
-  reached = [(one.arm.label, found.fraction, found.fraction * spec.ceiling, found.seeds, found.of, found.steps, found.examples)
-             for one in stage.arms for found in results.reached(one, spec.ceiling, spec.fractions)]
+  told = {one.arm.label: results.reached(one, spec.ceiling, spec.fractions) for one in stage.arms}
+  reached = []
+  for label, found in told.items():
+    # A reference that has no run that is done gives no ratio.
+    for one, reference in zip(found, told.get(stage.reference[label], [None] * len(found))):
+      ratio = one.steps / reference.steps if reference and one.steps and reference.steps else None
+      reached.append((label, one.fraction, one.fraction * spec.ceiling, one.seeds, one.of, one.steps, one.examples, ratio))
   sentence = ('Steps and training examples to a share of the ceiling: the first evaluation there, median over seeds; - where '
-              f'half of the seeds or more did not get there. The ceiling is {spec.ceiling:g}.')
-  header = ('system', 'share', 'score', 'seeds there', 'seeds', 'steps', 'examples')
+              f'half of the seeds or more did not get there. The ceiling is {spec.ceiling:g}. The ratio is to the steps of the '
+              'system\'s reference.')
+  header = ('system', 'share', 'score', 'seeds there', 'seeds', 'steps', 'examples', 'ratio')
   return Section(f'{prefix}_curves', f'Learning curves{title}', [sentence], [drawing], [
       Grid(f'{prefix}_reached', 'Steps to a score', header, reached),
       Grid(f'{prefix}_curves', 'Learning curves', ('system', 'step', 'seeds', 'score', 'lowest', 'highest'), points, shown=0)])

@@ -120,7 +120,7 @@ class ReportTest(absltest.TestCase):
   def test_numbers_as_json(self):
     numbers = json.loads((self.folder / 'report.json').read_text())
     self.assertEqual(numbers['facts']['done'], 12)
-    self.assertEqual(numbers['tables']['main_reached']['rows'][0], ['cpoly', 0.5, 0.5, 0, 2, None, None])
+    self.assertEqual(numbers['tables']['main_reached']['rows'][0], ['cpoly', 0.5, 0.5, 0, 2, None, None, None])
     self.assertContainsSubset(['main_pareto.csv', 'figures/main_curves.svg', 'figures/after1_scores.png'], numbers['files'])
 
   def test_written_again_without_figures(self):
