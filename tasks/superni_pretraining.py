@@ -1,7 +1,7 @@
 """What a small base for Super-NI is pretrained on: filling gaps in the inputs of the training tasks.
 
-The SeqIO task `superni_pretraining` has windows of those inputs, of which spans are left out as in T5's denoising (arXiv 1910.10683,
-section 3.1.4), by words, so that it works with any vocabulary:
+The SeqIO task `superni_pretraining` has windows of those inputs, of which spans are left out as in T5's denoising (arXiv
+1910.10683, section 3.1.4), by words, so that it works with any vocabulary:
 
     inputs   Tom <0> the ball <1> park.
     targets  <0> threw <1> to the

@@ -135,8 +135,9 @@ class Driver:
       self._running.append(_Running(run, None, None, slot, start))
       return
     command, own = self._command(run), cpus.share(self._cpus, self._jobs, slot)
-    environment = {**cpus.environment(own), **_COMPILED_ONCE, 'JAX_COMPILATION_CACHE_DIR': os.path.join(self._plan.out, 'compiled'),
-                   **self._environment, 'PYTHONUNBUFFERED': '1'}
+    programs = os.path.join(self._plan.out, 'compiled')
+    environment = {**cpus.environment(own), **_COMPILED_ONCE, 'JAX_COMPILATION_CACHE_DIR': programs, **self._environment,
+                   'PYTHONUNBUFFERED': '1'}
     folder.note(folders.RUNNING, name=run.name, stage=run.stage, command=list(command), jobs=self._jobs, seconds=folder.seconds)
     try:
       with open(folder.path / folders.LOG, 'ab') as log:
