@@ -64,13 +64,15 @@ class TokenRouter(TaskRouter):
     """See `Router`."""
     gated = self.num_common + self.num_specific
     self._check(gated, x)
+    # With own skills the columns of a gate are not the inventory, and are not split as it is.
+    axes = ('embed', 'gated' if self.num_specific else 'skill')
     if self.per_task:
-      gate = self.table('gate', self.gate_init, (x.shape[-1], gated), ('embed', 'skill'))
+      gate = self.table('gate', self.gate_init, (x.shape[-1], gated), axes)
       gates = _thin_first(self.rows(gate, task_ids).astype(x.dtype)).reshape(x.shape[0], -1, gated, x.shape[-1])
       # A packed row's tokens have weights from the gates of all of its examples; SkillGroup.by_token picks their own.
       logits = jnp.einsum('bld,bgsd->bgls', x, gates).reshape(-1, x.shape[1], gated)
     else:
-      gate = nn_partitioning.param_with_axes('gate', self.gate_init, (x.shape[-1], gated), jnp.float32, axes=('embed', 'skill'))
+      gate = nn_partitioning.param_with_axes('gate', self.gate_init, (x.shape[-1], gated), jnp.float32, axes=axes)
       logits = jnp.einsum('bld,sd->bls', x, _thin_first(gate.astype(x.dtype)))
     weights = functions.top_k(nn.softmax(logits.astype(jnp.float32)), self.top_k)
     groups = []

@@ -1,4 +1,4 @@
-"""Logical axes of skills and routing: `skill`, `rank`, `task`, `head`, and those of task embeddings.
+"""Logical axes of skills and routing: `skill`, `rank`, `task`, `head`, `gated`, and those of task embeddings.
 
 Banks are [skill, in, rank] and [skill, rank, out]; tables are [task, skill]. By default all of them are on every device;
 their input and output axes follow the projection's kernel, so a sharded kernel has sharded skills.
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from t5x import partitioning
 
-DEFAULT_RULES = (('skill', None), ('rank', None), ('task', None), ('head', None), ('task_embed', None), ('task_hidden', None))
+DEFAULT_RULES = (('skill', None), ('rank', None), ('task', None), ('head', None), ('gated', None), ('task_embed', None),
+                 ('task_hidden', None))
 
 
 def logical_axis_rules(activation_partitioning_dims: int = 1, parameter_partitioning_dims: int = 1,
