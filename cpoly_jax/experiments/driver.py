@@ -24,7 +24,7 @@ from cpoly_jax.experiments.plans import Plan, Run
 
 _POLL_SECONDS = 0.1
 _GRACE_SECONDS = 120.  # In which a run that is asked to stop saves.
-# Runs that differ in their seed alone share their programs, which take a third of a small run.
+# Runs share their programs of evaluation and initialisation, also the small ones; a train step's depends on rates and seed.
 _COMPILED_ONCE = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5'}
 _LEFT_BEHIND = 'still runs, started by an earlier command: waiting for it'
 
