@@ -25,6 +25,7 @@ title = 'A <i>title</i>'
 question = 'Is a|b | c?'
 gin_files = ['gin_configs/cpoly_tiny.gin']
 metric = 'exact_match'
+fractions = [0.25, 0.5]
 [grid]
 system = ['cpoly', '{ODD}']
 seed = [0, 1]
@@ -120,7 +121,12 @@ class ReportTest(absltest.TestCase):
   def test_numbers_as_json(self):
     numbers = json.loads((self.folder / 'report.json').read_text())
     self.assertEqual(numbers['facts']['done'], 12)
-    self.assertEqual(numbers['tables']['main_reached']['rows'][0], ['cpoly', 0.5, 0.5, 0, 2, None, None, None])
+    reached = {tuple(row[:2]): row[2:] for row in numbers['tables']['main_reached']['rows']}
+    self.assertEqual(reached['cpoly', 0.5], [0.5, 0, 2, None, None, None])
+    self.assertEqual(reached[ODD, 0.5][-1], None)  # Its reference did not get there.
+    (*_, first, _, to_itself), (*_, steps, _, ratio) = (reached[label, 0.25] for label in ('cpoly', ODD))
+    self.assertEqual((to_itself, ratio), (1., steps / first))
+    self.assertNotEqual(steps, first)
     self.assertContainsSubset(['main_pareto.csv', 'figures/main_curves.svg', 'figures/after1_scores.png'], numbers['files'])
 
   def test_written_again_without_figures(self):
