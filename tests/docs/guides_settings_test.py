@@ -40,7 +40,7 @@ class RouterTest(guides_case.InFolderTestCase):
     super().setUp()
     self.enter_context(mock.patch.object(sys, 'path', [os.getcwd(), *sys.path]))
     self.enter_context(mock.patch.dict(model_settings._CLASSES))
-    self.enter_context(mock.patch.dict(sys.modules))
+    self.addCleanup(sys.modules.pop, 'my_routing', None)
     module, self.step = self.page.blocks('python')
     pathlib.Path('my_routing.py').write_text(module, encoding='utf-8')
     pathlib.Path('softmax.gin').write_text(*self.page.blocks('gin'), encoding='utf-8')
