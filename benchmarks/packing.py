@@ -47,6 +47,8 @@ _COUNTED = flags.DEFINE_integer('counted', 100, 'Batches of each kind whose toke
 _PEFT = flags.DEFINE_bool('peft', False, "Also measure PEFT's Poly on padded rows; --system=poly is like it.")
 _PEFT_BATCHES = flags.DEFINE_integer('peft_batches', 4, 'Batches of which each of its steps takes all, one after the other.')
 _SKILLS = flags.DEFINE_integer('num_skills', 8, 'Skills of Poly, in both.')
+flags.register_validator('lengths', lambda value: value is None or len(value) == 2 and all(map(str.isdigit, value)),
+                         'write two numbers, as in --lengths=1024,128')
 
 INPUT_LENGTHS = (128, 256, 384, 512, 768, 1024)
 TARGET_LENGTHS = (8, 16, 32, 64, 128)
@@ -147,9 +149,9 @@ def main(argv) -> None:
   index = TaskIndex(tuple(sorted(task.name for task in members)))
   with tempfile.TemporaryDirectory() as folder:
     features.vocabulary(_VOCABULARY.value or train_vocabulary(itertools.chain.from_iterable(map(texts, members)), folder))
-    wanted = [[int(length)] for length in _LENGTHS.value or ()] or [INPUT_LENGTHS, TARGET_LENGTHS]
-    inputs, inputs_cut = shortest(index, 'inputs', 'encoder_input_tokens', wanted[0])
-    targets, targets_cut = shortest(index, 'targets', 'decoder_target_tokens', wanted[1])
+    of_inputs, of_targets = [[int(length)] for length in _LENGTHS.value or ()] or [INPUT_LENGTHS, TARGET_LENGTHS]
+    inputs, inputs_cut = shortest(index, 'inputs', 'encoder_input_tokens', of_inputs)
+    targets, targets_cut = shortest(index, 'targets', 'decoder_target_tokens', of_targets)
     print(f'{_MIXTURE.value}: inputs {inputs} ({inputs_cut:.1%} cut), targets {targets} ({targets_cut:.1%} cut)', flush=True)
     lengths = {'inputs': inputs, 'targets': targets}
     kinds = {'padded': read(index, lengths, False)}

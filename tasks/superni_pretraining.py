@@ -6,7 +6,7 @@ The SeqIO task `superni_pretraining` has windows of those inputs, of which spans
     inputs   Tom <0> the ball <1> park.
     targets  <0> threw <1> to the
 
-Outputs of the tasks never occur in it.
+Gaps depend on the window and the data's seed alone. Outputs of the tasks never occur in it.
 """
 
 from __future__ import annotations
