@@ -1,6 +1,6 @@
 """What a small base for Super-NI is pretrained on: filling gaps in the inputs of the training tasks.
 
-The SeqIO task `superni_pretraining` has windows of those inputs, of which spans are left out as in T5's denoising (arXiv
+The SeqIO task `pretraining_superni` has windows of those inputs, of which spans are left out as in T5's denoising (arXiv
 1910.10683, section 3.1.4), by words, so that it works with any vocabulary:
 
     inputs   Tom <0> the ball <1> park.
@@ -23,7 +23,8 @@ from tasks import superni_files
 from tasks import superni_source
 from tasks import superni_splits
 
-PRETRAINING = 'superni_pretraining'
+# Not `superni_...`: names that begin so are the benchmark's own tasks.
+PRETRAINING = 'pretraining_superni'
 WINDOW = 24  # Words.
 LEFT_OUT = 0.15  # Share of the words.
 MEAN_SPAN = 3  # Words.

@@ -126,7 +126,14 @@ class Progress:
     self._steps_read = 0
 
   def resume(self) -> None:
-    """Starts the clock of the rates: called before a stretch of training, after saving and evaluating."""
+    """Starts the clock of the rates: called before a stretch of training, after saving and evaluating.
+
+    Where steps are still under way, nothing has been waited for: the clock runs on, or it would count them in no time.
+    """
+    while self._pending and self._is_ready():
+      self._read()
+    if self._pending:
+      return
     self._window_start = time.monotonic()
     self._window.clear()
     self._began = self._began or self._window_start

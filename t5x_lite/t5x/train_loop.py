@@ -93,6 +93,7 @@ class TrainLoop:
     """Measures the training metrics, then SeqIO's; returns whether an action asks to stop."""
     start = time.monotonic()
     self.trainer.wait_for_steps()
+    self.progress.flush()
     state = self.trainer.train_state
     summaries = self.evaluation.run_training_metrics(self.trainer)
     stops = run_actions('TRAIN_EVAL', self.actions, state, summaries) if self.actions else False

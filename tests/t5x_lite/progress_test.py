@@ -7,10 +7,12 @@ import json
 import pathlib
 import tempfile
 import types
+from unittest import mock
 
 from absl.testing import absltest
 from clu import metrics as clu_metrics
 import jax.numpy as jnp
+import numpy as np
 from t5x import metrics as metrics_lib
 from t5x import progress
 from t5x import report
@@ -30,6 +32,16 @@ def _progress(folder, start=0, total=100, period=10):
   shown = progress.Progress(folder, start, total, 4, period, stream)
   shown.resume()
   return shown, stream
+
+
+class _Slow:
+  """A number on a device, there once `is_ready` says so."""
+
+  def __init__(self, value, is_ready):
+    self.value, self.is_ready = value, is_ready
+
+  def __array__(self, dtype=None, copy=None):
+    return np.asarray(self.value, dtype)
 
 
 def _record(folder) -> list[dict]:
@@ -78,6 +90,30 @@ class ProgressTest(absltest.TestCase):
     self.assertStartsWith(lines[0], 'step 10/20  loss 30.0000')
     for part in ('examples/s', 'target tokens/s', 'ETA 0:00:0'):
       self.assertIn(part, lines[0])
+
+  def test_steps_under_way_at_a_stop_do_not_count_in_no_time(self):
+    """A stop that waits for nothing, as one for the summaries of training, does not restart the clock of the rates."""
+    with mock.patch.object(progress.time, 'monotonic', side_effect=lambda: self.now):
+      self.now = 100.0
+      shown, stream = _progress(self.folder, total=40, period=10)
+      for step in range(1, 21):
+        slow = _metrics(1.0)
+        slow['loss'] = types.SimpleNamespace(total=_Slow(1.0, lambda done=100.0 + step: self.now >= done))
+        shown(step, slow)
+        if step == 10:  # Step 8 is done.
+          self.now = 108.5
+          shown.resume()
+      self.now = 120.0
+      shown.flush()
+      self.now = 500.0  # It evaluates; all is done: that is no time of training.
+      shown.resume()
+      self.now = 510.0
+      shown(21, _metrics(1.0))
+      shown.flush()
+      shown.print(shown._text())
+    lines = stream.getvalue().splitlines()
+    self.assertIn(' 4 examples/s', next(line for line in lines if line.startswith('step 20/')))
+    self.assertIn(' 0.4 examples/s', lines[-1])
 
   def test_metrics_of_another_trainer_are_no_error(self):
     shown, _ = _progress(self.folder)
