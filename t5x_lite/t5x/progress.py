@@ -12,6 +12,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -118,9 +119,7 @@ class Progress:
     if self._shows and stream is None and sys.stderr.isatty():
       import tqdm
       self._bar = tqdm.tqdm(total=total_steps, initial=start_step, unit='step', dynamic_ncols=True)
-    self._began = None
-    self._busy = 0.0
-    self._window_start = time.monotonic()
+    self._window_start = self._began = time.monotonic()
     self._window = collections.Counter()
     self._line_time = 0.0
     self._steps_read = 0
@@ -130,60 +129,71 @@ class Progress:
 
     Where steps are still under way, nothing has been waited for: the clock runs on, or it would count them in no time.
     """
-    while self._pending and self._is_ready():
-      self._read()
+    self._read_all(self._is_ready)
     if self._pending:
       return
     self._window_start = time.monotonic()
     self._window.clear()
-    self._began = self._began or self._window_start
+    if not self._steps_read:
+      self._began = self._window_start
 
   def __call__(self, step: int, metrics: dict[str, Any]) -> None:
     """Takes the device metrics of one step, and shows those of steps that are done."""
     if not self._shows:
       return
     self._pending.append((step, _small(metrics)))
-    while self._pending and (len(self._pending) > _MAX_PENDING or self._is_ready()):
-      self._read()
+    self._read_all(lambda: len(self._pending) > _MAX_PENDING or self._is_ready())
 
   def _is_ready(self) -> bool:
     leaves = jax.tree.leaves(self._pending[0][1])
     return all(x.is_ready() for x in leaves if hasattr(x, 'is_ready'))
 
-  def _read(self) -> None:
+  def _read_all(self, is_due: Callable[[], bool]) -> None:
+    """Reads steps while they are due, and shows them after all are counted: those read at once were done by now."""
+    lines = []
+    while self._pending and is_due():
+      lines += self._read()
+    for line in lines:
+      self._show(line)
+
+  def _read(self) -> list[dict[str, Any]]:
+    """Records the oldest step; returns its record, none where the step did nothing because the run ends."""
     step, values = self._pending.popleft()
     values = jax.device_get(values)
     if values.get(nonfinite.KEY, 0) & nonfinite.HALTED:
-      return  # The run ends: this step did nothing.
+      return []
     line = _line(step, values)
     self.last = line
     self._steps_read += 1
     self._unwritten.append(json.dumps(line) + '\n')
     self._window['examples'] += line.get('examples', self._batch_size)
     self._window['tokens'] += line.get('target_tokens', 0)
+    return [line]
+
+  def _show(self, line: dict[str, Any]) -> None:
+    step = line['step']
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
-      self._bar.set_postfix_str(self._text(bar=True), refresh=False)
+      self._bar.set_postfix_str('  '.join(self._rates(line)), refresh=False)
     elif (step % self._period == 0 or step == self._total
           or time.monotonic() - self._line_time > _SECONDS_BETWEEN_LINES):
-      self.print(f'step {step}/{self._total}  {self._text()}')
+      # The whole time since the first step, evaluations included: the honest basis for what is left.
+      per_step = (time.monotonic() - self._began) / self._steps_read
+      eta = _clock(per_step * (self._total - self.last['step']))
+      self.print('  '.join([f'step {step}/{self._total}', *self._rates(line), f'ETA {eta}']))
       self._line_time = time.monotonic()
 
-  def _text(self, bar: bool = False) -> str:
+  def _rates(self, line: dict[str, Any]) -> list[str]:
     elapsed = max(time.monotonic() - self._window_start, 1e-6)
     parts = []
-    if self.last.get('loss', 0.0) is None:
+    if line.get('loss', 0.0) is None:
       parts.append('loss not finite')
-    elif 'loss' in self.last:
-      parts.append(f"loss {self.last['loss']:.4f}")
+    elif 'loss' in line:
+      parts.append(f"loss {line['loss']:.4f}")
     parts.append(f"{_short(self._window['examples'] / elapsed)} examples/s")
     if self._window['tokens']:
       parts.append(f"{_short(self._window['tokens'] / elapsed)} target tokens/s")
-    if not bar:
-      # The whole time since the first step, evaluations included: the honest basis for what is left.
-      per_step = (time.monotonic() - (self._began or self._window_start)) / max(self._steps_read, 1)
-      parts.append(f'ETA {_clock(per_step * (self._total - self.last["step"]))}')
-    return '  '.join(parts)
+    return parts
 
   def print(self, text: str) -> None:
     """Writes one line, above the bar where there is one."""
@@ -196,8 +206,7 @@ class Progress:
 
   def flush(self) -> None:
     """Waits for all dispatched steps and writes their records to disk."""
-    while self._pending:
-      self._read()
+    self._read_all(lambda: True)
     files.append_lines(self._record, self._unwritten)
     self._unwritten = []
 
