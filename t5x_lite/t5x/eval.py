@@ -24,6 +24,7 @@ from t5x import datasets
 from t5x import files
 from t5x import gin_utils
 from t5x import inference
+from t5x import joined_tasks
 from t5x import model_info
 from t5x import report
 from t5x import restore
@@ -31,6 +32,10 @@ from t5x import utils
 
 if TYPE_CHECKING:
   import seqio
+
+# What SeqIO's evaluator calls for outputs of a kind: its argument, its name of the kind, and our method of the model.
+_OUTPUTS = (('predict_fn', 'PREDICTION', 'predict_batch'), ('score_fn', 'SCORE', 'score_batch'),
+            ('predict_with_aux_fn', 'PREDICTION_WITH_AUX', 'predict_batch_with_aux'))
 
 
 class InferenceEvaluator:
@@ -66,7 +71,9 @@ class InferenceEvaluator:
     self._model = model
     self._partitioner = partitioner
     self._batch_size = cfg.batch_size
+    self._use_memory_cache = cfg.use_memory_cache
     self._infer_fns: dict[str, Callable[..., Any]] = {}
+    self._joined: dict[str, list[joined_tasks.JoinedTasks]] = {}
     kwargs: dict[str, Any] = {'log_dir': os.path.join(log_dir, 'inference_eval')} if log_dir else {'logger_cls': ()}
     if log_dir:
       files.make_dirs(kwargs['log_dir'])
@@ -102,6 +109,15 @@ class InferenceEvaluator:
                                                      self._partitioner)
     return self._infer_fns[name]
 
+  def _join(self, method: str) -> list[joined_tasks.JoinedTasks]:
+    """Returns the data of all tasks that have a metric of what this method of the model computes."""
+    if method not in self._joined:
+      kind = next(kind for _, kind, name in _OUTPUTS if name == method)
+      names = [task.name for task in self.eval_tasks if any(metric.model_output_type.name == kind for metric in task.metric_objs)]
+      self._joined[method] = joined_tasks.join(
+          {name: self.evaluator.cached_model_datasets[name] for name in names}, self._use_memory_cache)
+    return self._joined[method]
+
   def evaluate(self, train_state: Any, train_state_axes: Any) -> concurrent.futures.Future:
     """Runs the model on all tasks and starts the computation of the metrics.
 
@@ -117,12 +133,22 @@ class InferenceEvaluator:
       future.set_result({})
       return future
 
-    def run(name):
-      return lambda dataset, *_: self._infer_fn(name, train_state_axes)(dataset, train_state)
+    datasets_by_id = {id(dataset): name for name, dataset in self.evaluator.cached_model_datasets.items()}
+    outputs: dict[str, dict[str, Any]] = {}
+
+    def run(method):
+      def outputs_of(dataset, *_):
+        infer_fn = self._infer_fn(method, train_state_axes)
+        if method not in outputs:
+          outputs[method] = joined_tasks.run(self._join(method), lambda joined: infer_fn(joined, train_state))
+        name = datasets_by_id.get(id(dataset))
+        # A dataset that was not joined is one that another evaluator made by itself.
+        return outputs[method].pop(name) if name in outputs[method] else infer_fn(dataset, train_state)
+      return outputs_of
 
     metrics, _ = self.evaluator.evaluate(
-        compute_metrics=jax.process_index() == 0, step=int(train_state.step), predict_fn=run('predict_batch'),
-        score_fn=run('score_batch'), predict_with_aux_fn=run('predict_batch_with_aux'))
+        compute_metrics=jax.process_index() == 0, step=int(train_state.step),
+        **{argument: run(method) for argument, _, method in _OUTPUTS})
     return metrics
 
   def close(self) -> None:
