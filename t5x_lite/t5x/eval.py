@@ -113,7 +113,7 @@ class InferenceEvaluator:
     """Returns the data of all tasks that have a metric of what this method of the model computes."""
     if method not in self._joined:
       kind = next(kind for _, kind, name in _OUTPUTS if name == method)
-      names = [task.name for task in self.eval_tasks if any(metric.model_output_type.name == kind for metric in task.metric_objs)]
+      names = [task.name for task in self.eval_tasks if kind in {metric.model_output_type.name for metric in task.metric_objs}]
       self._joined[method] = joined_tasks.join(
           {name: self.evaluator.cached_model_datasets[name] for name in names}, self._use_memory_cache)
     return self._joined[method]
