@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from typing import Any
 from collections.abc import Callable, Mapping, Sequence
@@ -104,6 +105,11 @@ class Table:
 def is_text(value: Any) -> str | None:
   """Says what to write where a value is no text; None if it is one."""
   return None if isinstance(value, str) and value.strip() else "write a text, 'in quotes'"
+
+
+def is_file(value: Any) -> str | None:
+  """Says what to write where a value names no file that is there; None if it does."""
+  return None if isinstance(value, str) and os.path.isfile(value) else 'write the path of a file that is there'
 
 
 def texts(value: Any) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 from cpoly_jax.analysis import figures as analysis_figures
 from cpoly_jax.analysis import texts
 from cpoly_jax.analysis.parts import Drawing, Grid, Section
+from cpoly_jax.experiments import agreement
 from cpoly_jax.experiments import bootstrap
 from cpoly_jax.experiments import figures
 from cpoly_jax.experiments import results
@@ -30,8 +31,8 @@ def sections(plan: Plan, stages: Sequence[StageResult]) -> list[Section]:
       title = '' if stage.name == MAIN else f' after {stage.name}'
       parts = (_scores, _differences, _tasks, _curves, _parameters)
       found += [section for part in parts if (section := part(plan.spec, stage, prefix, title)) is not None]
-  tuning = _tuning(plan)
-  return [*found, *([tuning] if tuning else []), _runs(plan)]
+  further = [section for section in (agreement.section(plan), _tuning(plan)) if section is not None]
+  return [*found, *further, _runs(plan)]
 
 
 def _cells(estimate: bootstrap.Estimate | None) -> tuple[float | None, float | None, float | None]:

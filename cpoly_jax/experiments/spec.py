@@ -81,7 +81,8 @@ class After:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-  """An experiment. `axes` are the further axes of the grid, `ablate` settings that are changed one at a time."""
+  """An experiment: `axes` are the further axes of the grid, `ablate` settings that are changed one at a time, `truth` is the
+  file of a known task x skill matrix."""
 
   path: str
   text: str
@@ -103,6 +104,7 @@ class Spec:
   metric: str | None
   ceiling: float
   fractions: tuple[float, ...]
+  truth: str | None
   minutes_per_run: float | None
 
   @property
@@ -151,7 +153,8 @@ def read(path: str) -> Spec:
       systems=systems, seeds=seeds, sizes=sizes, axes=axes, ablate=ablate, ablated=ablated, variants=variants,
       budget=_budget(top, systems), tune=_tune(top, seeds), afters=_afters(path, top, systems), reference=reference,
       metric=top.take('metric', reading.is_text), ceiling=top.take('ceiling', reading.is_positive, 1.),
-      fractions=tuple(top.take('fractions', reading.shares, [0.5, 0.9])), minutes_per_run=_ended(top))
+      fractions=tuple(top.take('fractions', reading.shares, [0.5, 0.9])), truth=top.take('truth', reading.is_file),
+      minutes_per_run=_ended(top))
 
 
 def _ended(table: reading.Table) -> float | None:

@@ -42,6 +42,7 @@ WRONG = {
     'stage main': (HEAD + GRID + "[[after]]\nname = 'main'", 'after[0].name: main is the name of another stage'),
     'alone without files': (HEAD + GRID + "[[after]]\nname = 'a'\nalone = true", 'after[0].gin_files: is not there'),
     'share': (HEAD + 'fractions = [2]\n' + GRID, 'fractions: is [2]'),
+    'truth': (HEAD + "truth = 'nowhere.csv'\n" + GRID, "truth: is 'nowhere.csv': write the path of a file that is there"),
     'no toml': ('title = ', 'is no TOML'),
     'ablation of nothing': (HEAD + GRID + "[ablate]\nsystem = 'poly'", 'ablate: has no setting to change'),
 }
