@@ -10,9 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 if TYPE_CHECKING:
   import tensorflow as tf
+
+
+# What is kept takes no more than this, in bytes; tasks that find no room are read at each evaluation.
+_MOST_KEPT = 256 << 20
 
 
 class JoinedTasks:
@@ -23,11 +28,12 @@ class JoinedTasks:
 
     Args:
       datasets: {task: (index, {feature: [...]})}, of one element spec.
-      keep: whether to hold the examples in memory after the first reading.
+      keep: whether to hold examples in memory after the first reading, as far as there is room for a whole task.
     """
     self._datasets = dict(datasets)
     self._keep = keep
     self._kept: dict[str, list[Any]] = {}
+    self._kept_bytes = 0
     self._sizes: dict[str, int] = {}
 
   def as_numpy_iterator(self) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -35,15 +41,23 @@ class JoinedTasks:
     index = 0
     for name, dataset in self._datasets.items():
       start = index
-      kept = [] if self._keep else None
-      for example in self._kept.get(name) or (example for _, example in dataset.as_numpy_iterator()):
-        if kept is not None:
-          kept.append(example)
+      for example in self._kept.get(name) or self._read(name, dataset):
         yield index, example
         index += 1
       self._sizes[name] = index - start
+
+  def _read(self, name: str, dataset: tf.data.Dataset) -> Iterator[dict[str, Any]]:
+    kept, size = [] if self._keep else None, 0
+    for _, example in dataset.as_numpy_iterator():
       if kept is not None:
-        self._kept[name] = kept
+        kept.append(example)
+        size += sum(np.asarray(value).nbytes for value in example.values())
+        if self._kept_bytes + size > _MOST_KEPT:
+          kept = None
+      yield example
+    if kept:
+      self._kept[name] = kept
+      self._kept_bytes += size
 
   def split(self, outputs: Any) -> dict[str, Any]:
     """Gives each task its own.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -47,6 +49,18 @@ class JoinedTasksTest(parameterized.TestCase):
       joined, = joined_tasks.join({'a': dataset}, keep)
       self.assertEqual([_predict(joined) for _ in range(2)], [[(0, 40), (1, 50)]] * 2)
       self.assertEqual(dataset.opened, opened)
+
+  def test_what_finds_no_room_is_read_again(self):
+    datasets = {'small': _dataset(0, 2), 'large': _dataset(5, 6), 'other': _dataset(20, 1)}
+    opened = []
+    joined, = joined_tasks.join(datasets, keep=True)
+    read = joined._read
+    with mock.patch.object(joined_tasks, '_MOST_KEPT', 5 * 8), \
+         mock.patch.object(joined, '_read', lambda name, dataset: (opened.append(name), read(name, dataset))[1]):
+      found = [joined_tasks.run([joined], _predict) for _ in range(2)]
+    self.assertEqual(found[0], {name: _predict(dataset) for name, dataset in datasets.items()})
+    self.assertEqual(found[0], found[1])
+    self.assertEqual(opened, ['small', 'large', 'other', 'large'])
 
   def test_a_function_without_any_output(self):
     joined, = joined_tasks.join({'a': _dataset(0, 0)}, keep=True)
