@@ -4,6 +4,7 @@ They are compiled without most optimizations, which would cost more than they ga
 train the same small model.
 """
 
+import gin
 import jax
 import pytest
 
@@ -23,3 +24,9 @@ def quick_compilation(cache_dir):
   yield
   for name, value in before.items():
     jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def nothing_bound_before():
+  """A module begins without bindings of another one, of things that may not be registered any more."""
+  gin.clear_config()
