@@ -15,13 +15,13 @@ def truth_section(found: Findings) -> parts.Section | None:
   compared, run = found.compared, found.run
   if compared is None:
     return None
-  (path, head), best = max(compared.matches.items(), key=lambda item: item[1].f1, default=(('', None), None))
-  rand = statistics.mean(compared.rand.values())
+  rand = compared.mean_rand
   agreement = [('adjusted Rand index, mean', rand), ('correlation of similarities', compared.correlation)]
   sentences = [f'Adjusted Rand index of the two trees, cut into 2 to T - 1 clusters: {texts.shown(rand)} on average. '
                f'Correlation of the two similarities of tasks: {texts.shown(compared.correlation)}.']
   drawings = []
-  if best is not None:
+  if compared.best is not None:
+    (path, head), best = compared.best
     f1 = statistics.mean(match.f1 for match in compared.matches.values())
     where = (path or 'the whole model') + ('' if head is None else f', head {head + 1}')
     agreement += [('F1, best router', best.f1), ('F1, mean over routers', f1)]

@@ -83,6 +83,16 @@ class Compared:
   rand: Mapping[int, float]
   correlation: float
 
+  @property
+  def mean_rand(self) -> float:
+    """The mean of `rand`; NaN for fewer than three tasks."""
+    return statistics.mean(self.rand.values())
+
+  @property
+  def best(self) -> tuple[tuple[str, int | None], truth.Match] | None:
+    """The (path, head) of the best F1 and its match; None where no table has skills of tasks."""
+    return max(self.matches.items(), key=lambda item: item[1].f1, default=None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Findings:

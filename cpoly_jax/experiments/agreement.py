@@ -39,8 +39,8 @@ def measure(found: findings.Findings) -> dict[str, float]:
     values['borrowed share of W_B'] = statistics.mean(found.borrowed.by_router.values())
   if found.compared is not None:
     values['correlation'] = found.compared.correlation
-    values['adjusted Rand index'] = statistics.mean(found.compared.rand.values())
-    values['F1, best router'] = max((match.f1 for match in found.compared.matches.values()), default=math.nan)
+    values['adjusted Rand index'] = found.compared.mean_rand
+    values['F1, best router'] = found.compared.best[1].f1 if found.compared.best else math.nan
   return {name: value for name, value in values.items() if math.isfinite(value)}
 
 

@@ -109,14 +109,13 @@ class InferenceEvaluator:
                                                      self._partitioner)
     return self._infer_fns[name]
 
-  def _join(self, method: str) -> list[joined_tasks.JoinedTasks]:
-    """Returns the data of all tasks that have a metric of what this method of the model computes."""
-    if method not in self._joined:
-      kind = next(kind for _, kind, name in _OUTPUTS if name == method)
+  def _join(self, kind: str) -> list[joined_tasks.JoinedTasks]:
+    """Returns the data of all tasks that have a metric of a kind of outputs."""
+    if kind not in self._joined:
       names = [task.name for task in self.eval_tasks if kind in {metric.model_output_type.name for metric in task.metric_objs}]
-      self._joined[method] = joined_tasks.join(
+      self._joined[kind] = joined_tasks.join(
           {name: self.evaluator.cached_model_datasets[name] for name in names}, self._use_memory_cache)
-    return self._joined[method]
+    return self._joined[kind]
 
   def evaluate(self, train_state: Any, train_state_axes: Any) -> concurrent.futures.Future:
     """Runs the model on all tasks and starts the computation of the metrics.
@@ -136,11 +135,11 @@ class InferenceEvaluator:
     datasets_by_id = {id(dataset): name for name, dataset in self.evaluator.cached_model_datasets.items()}
     outputs: dict[str, dict[str, Any]] = {}
 
-    def run(method):
+    def run(method, kind):
       def outputs_of(dataset, *_):
         infer_fn = self._infer_fn(method, train_state_axes)
         if method not in outputs:
-          outputs[method] = joined_tasks.run(self._join(method), lambda joined: infer_fn(joined, train_state))
+          outputs[method] = joined_tasks.run(self._join(kind), lambda joined: infer_fn(joined, train_state))
         name = datasets_by_id.get(id(dataset))
         # A dataset that was not joined is one that another evaluator made by itself.
         return outputs[method].pop(name) if name in outputs[method] else infer_fn(dataset, train_state)
@@ -148,7 +147,7 @@ class InferenceEvaluator:
 
     metrics, _ = self.evaluator.evaluate(
         compute_metrics=jax.process_index() == 0, step=int(train_state.step),
-        **{argument: run(method) for argument, _, method in _OUTPUTS})
+        **{argument: run(method, kind) for argument, kind, method in _OUTPUTS})
     return metrics
 
   def close(self) -> None:

@@ -139,7 +139,7 @@ class ReportTest(guides_case.InFolderTestCase):
   def test_commands(self):
     for arguments, table in zip(self.page.commands('cpoly_jax.analysis'), ('truth_summary', 'gains'), strict=True):
       code, _, errors = command_case.run(analysis.main, *arguments, '--numbers_only', '--out=numbers')
-      self.assertEqual(code, 0, errors)
+      self.assertEqual((code, errors), (0, ''))
       self.assertTrue(pathlib.Path('numbers', f'{table}.csv').is_file())
 
   def test_figures_and_tables_exist(self):
@@ -169,7 +169,8 @@ class ExportTest(guides_case.InFolderTestCase):
       main = {'cpoly_jax.merge': merge.main, 'cpoly_jax.checkpoints': checkpoints.main}[program]
       given = ['base/checkpoint_0' if word == 'cpoly_jax/assets/tiny_base' else word for word in arguments]
       code, out, errors = command_case.run(main, *given)
-      self.assertEqual(code, 0, errors)  # On a slow machine `errors` has lines on how far it is.
+      told = re.sub(r'.*: \d+/\d+ arrays, .* left\n', '', errors)  # How far it is, on a slow machine.
+      self.assertEqual((code, told), (0, ''))
       self.assertStartsWith(out, 'wrote ')
     self.assertContainsSubset({'config.json', 'model.safetensors'}, set(os.listdir('merged_hf')))
     self.assertContainsSubset({'adapter_config.json', 'adapter_model.safetensors'}, set(os.listdir('lora')))
