@@ -1,8 +1,9 @@
 """SeqIO tasks of the latent-skill suite (see `latent_strings`): embedded, so they need no file and no network.
 
-Tasks `latent_<code name>`; mixtures `latent_skills` (16 seen tasks) and `latent_skills_held_out` (8 recombinations), with
-equal rates. Metrics: `exact_match`, and `baseline_copy_exact_match`, which an output equal to the input string would have.
-`latent_pretraining` is what the small base of the project is pretrained on.
+Tasks `latent_<code name>`; mixtures `latent_skills` (16 seen tasks), `latent_skills_4` and `latent_skills_8` (the first ones of
+these) and `latent_skills_held_out` (8 recombinations), with equal rates. Metrics: `exact_match`, and
+`baseline_copy_exact_match`, which an output equal to the input string would have. `latent_pretraining` is what the small base
+of the project is pretrained on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from tasks.latent_strings import LatentTask
 
 SEEN = 'latent_skills'
 HELD_OUT = 'latent_skills_held_out'
+# What a task gains from the others' company is seen where fewer of them are trained.
+SMALLER = (4, 8)
 PRETRAINING = 'latent_pretraining'
 PRETRAINING_SIZES = {'train': 400_000, 'validation': 200}
 
@@ -79,6 +82,8 @@ def _register_task(task: LatentTask) -> str:
 def _register() -> None:
   for mixture, group in ((SEEN, latent_strings.TASKS), (HELD_OUT, latent_strings.HELD_OUT)):
     seqio.MixtureRegistry.add(mixture, [_register_task(task) for task in group], default_rate=1.0)
+  for count in SMALLER:
+    seqio.MixtureRegistry.add(f'{SEEN}_{count}', [task.name for task in latent_strings.TASKS[:count]], default_rate=1.0)
   seqio.TaskRegistry.add(
       PRETRAINING,
       source=seqio.FunctionDataSource(features.with_task_key(_pretraining_dataset, PRETRAINING),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from cpoly_jax import adapters
-from cpoly_jax.analysis import borrowing, comparison, diversity, extraction, hierarchy, statistics, truth
+from cpoly_jax.analysis import borrowing, comparison, conflict, diversity, extraction, hierarchy, statistics, truth
 from cpoly_jax.checkpoints import loading
 from cpoly_jax.task_index import TaskIndex
 
@@ -108,6 +108,7 @@ class Findings:
   compared: Compared | None = None
   gains: Sequence[comparison.Gain] = ()
   against: str | None = None
+  pulls: conflict.Pulls | None = None
   notes: Sequence[str] = ()
 
   @property
@@ -116,7 +117,23 @@ class Findings:
     return list(range(len(self.run.tasks))) if self.linkage is None else hierarchy.order(self.linkage)
 
 
-def analyse(path: str | os.PathLike, *, known: str | None = None, against: str | None = None) -> Findings:
+@dataclasses.dataclass(frozen=True)
+class Gradients:
+  """What gradients of tasks are taken from.
+
+  Attributes:
+    examples: N of each task's training examples.
+    tasks: of these tasks only; none for all.
+    base: the base checkpoint, where it is not at its recorded place.
+  """
+
+  examples: int
+  tasks: Collection[str] = ()
+  base: str | None = None
+
+
+def analyse(path: str | os.PathLike, *, known: str | None = None, against: str | None = None,
+            gradients: Gradients | None = None) -> Findings:
   """Analyses a run.
 
   Args:
@@ -124,9 +141,10 @@ def analyse(path: str | os.PathLike, *, known: str | None = None, against: str |
       checkpoint_<step>; or a shared adapter's folder.
     known: file of a task x skill matrix to compare with.
     against: MODEL_DIR of a run to compare scores with.
+    gradients: what to take gradients of tasks from; None: they are left out, and so neither data nor base is read.
 
   Raises:
-    FileNotFoundError: there is no checkpoint, matrix or results file.
+    FileNotFoundError: there is no checkpoint, matrix or results file; with `gradients`, neither base, config.gin or data.
     ValueError: one of them is damaged or does not fit, or nothing is routed.
   """
   found = extraction.opened(path)
@@ -144,7 +162,17 @@ def analyse(path: str | os.PathLike, *, known: str | None = None, against: str |
     notes.append('there is nothing to compare with the known skills: this system has no rows of several tasks')
   return Findings(run=run, rows=rows, moments=moments, alike=alike, linkage=linkage, borrowed=borrowed(run),
                   diverse=_diverse(found, run), compared=_compared(run, matrix, alike, linkage), gains=gained, against=against,
-                  notes=notes)
+                  pulls=_pulls(found, run, folder, gradients) if gradients else None, notes=notes)
+
+
+def _pulls(found: loading.Opened, run: extraction.Run, folder: str | None, wanted: Gradients) -> conflict.Pulls:
+  """Takes the gradients of the run's tasks."""
+  from cpoly_jax.analysis import task_batches  # Here: only gradients need TensorFlow.
+  from cpoly_jax.training import trained
+  model = trained.model(found.path, description=found.description)
+  opened = loading.open_files(found.path, base=wanted.base)
+  batches = task_batches.read(folder or os.path.dirname(found.path), model, wanted.examples, wanted.tasks)
+  return conflict.pulls(model, loading.read(opened).params, batches, run.owners)
 
 
 def table_rows(run: extraction.Run) -> list[Row]:

@@ -1,4 +1,4 @@
-"""The sections on which tasks are alike, who borrows from whom, and how skills differ."""
+"""The sections on which tasks are alike, who borrows from whom, how skills differ, and where tasks pull them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import functools
 
 import numpy as np
 
-from cpoly_jax.analysis import borrowing, figures, parts, statistics
+from cpoly_jax.analysis import borrowing, conflict, figures, parts, statistics, texts
 from cpoly_jax.analysis.findings import Findings
 
 _MOST_PAIRS = 50
 _OVERLAPS = {'pairs': 'all pairs', 'common': 'two common', 'across': 'common and specific', 'specific': 'two specific'}
 
 
-def _without_diagonal(matrix: np.ndarray) -> np.ndarray:
-  return np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
+def _with_diagonal(matrix: np.ndarray, diagonal: np.ndarray | float) -> np.ndarray:
+  return np.where(np.eye(len(matrix), dtype=bool), diagonal, matrix)
 
 
 def alike_section(found: Findings) -> parts.Section | None:
@@ -47,7 +47,7 @@ def borrowing_section(found: Findings) -> parts.Section | None:
   drawings = [parts.Drawing(
       'borrowing', 'Who borrows from whom',
       "Of a task's (row) weights on specific skills, the share that is another task's (column); own skills are left blank.",
-      functools.partial(figures.heat_map, _without_diagonal(part)[np.ix_(found.order, found.order)], names, names,
+      functools.partial(figures.heat_map, _with_diagonal(part, np.nan)[np.ix_(found.order, found.order)], names, names,
                         row_title='borrower', column_title='lender', scale='share of the borrower'))]
   lines = parts.by_layer(list(lent.by_router), list(lent.by_router.values()))
   if lines:
@@ -77,7 +77,7 @@ def diversity_section(found: Findings) -> parts.Section:
     sentences.append('This system has a single skill, so there are no pairs.')
   if run.router == 'HyperRouter':
     sentences.append("In HYPER \"skills\" are the columns that generate a task's adapter.")
-  values, drawings = _without_diagonal(diverse.cosine), []
+  values, drawings = _with_diagonal(diverse.cosine, np.nan), []
   if np.isfinite(values).any():
     drawings.append(parts.Drawing(
         'skills', 'Cosines between skills',
@@ -95,3 +95,33 @@ def diversity_section(found: Findings) -> parts.Section:
       parts.Grid('skills_norms', 'Size of skills', ('skill', 'mean Frobenius norm'),
                  list(zip(run.skills, diverse.norms.tolist()))),
       parts.matrix('skills', 'Cosines between skills', 'skill', run.skills, run.skills, diverse.cosine)])
+
+
+def conflict_section(found: Findings) -> parts.Section | None:
+  """Says whether tasks pull the skills in opposite directions; None where no gradients were taken."""
+  pulls = found.pulls
+  if pulls is None:
+    return None
+  sentences = [f'Gradients of {pulls.examples} training examples of each task. A negative cosine means that, to first order, a '
+               'step for one task harms the other. Few examples make all cosines small: compare with two halves of one task.']
+  drawings, pairs, summary = [], [], []
+  order = [i for name in (found.run.tasks[t] for t in found.order) for i, task in enumerate(pulls.tasks) if task == name]
+  order += [i for i in range(len(pulls.tasks)) if i not in order]  # Tasks that are routed as others.
+  names = [pulls.tasks[i] for i in order]
+  for kind, cosine in pulls.cosine.items():
+    between = cosine[np.triu_indices(len(cosine), 1)]
+    mean, halves = statistics.mean(between), statistics.mean(pulls.halves[kind])
+    what = 'the skills' if kind == 'all' else f'{kind} skills'
+    sentences.append(f'On {what}: {100 * conflict.conflicting(cosine):.0f} % of the pairs conflict, mean cosine '
+                     f'{texts.shown(mean)}; two halves of one task {texts.shown(halves)}.')
+    summary.append((kind, conflict.conflicting(cosine), mean, halves))
+    drawings.append(parts.Drawing(
+        f'conflict_{kind}', f'Gradients on {what}', 'Cosine of two tasks; on the diagonal of two halves of one task.',
+        functools.partial(figures.heat_map, _with_diagonal(cosine, pulls.halves[kind])[np.ix_(order, order)], names, names,
+                          row_title='task', column_title='task', scale='cosine', centre=0.)))
+    pairs += [(kind, pulls.tasks[i], pulls.tasks[j], cosine[i, j]) for i, j in zip(*np.triu_indices(len(cosine), 1))]
+  return parts.Section('conflict', 'Whether tasks pull in opposite directions', sentences, drawings, [
+      parts.Grid('conflict_summary', 'Pairs of tasks',
+                 ('skills', 'share that conflicts', 'mean cosine', 'two halves of a task'), summary),
+      parts.Grid('conflict', 'The pairs that disagree most', ('skills', 'task', 'other task', 'cosine'),
+                 sorted(pairs, key=lambda pair: pair[-1]), shown=_MOST_PAIRS)])

@@ -34,6 +34,9 @@ def sample_run() -> pathlib.Path:
   for step in (250, 500):
     small_runs.write_native(str(folder / 'outputs/cpoly_tiny'), step, flat)
   model_settings.save(model.checkpoint_metadata(), str(folder / 'outputs/cpoly_tiny'))
+  (folder / 'outputs/cpoly_tiny/config.gin').write_text(
+      "MIXTURE_OR_TASK_MODULE = 'tasks'\nMIXTURE_OR_TASK_NAME = 'latent_skills'\n"
+      "TASK_FEATURE_LENGTHS = {'inputs': 24, 'targets': 28}\n")
   small_runs.write_native(str(folder / 'base'), 0, {name: value for name, value in flat.items() if small_runs.is_base(name)})
   (folder / 'outputs/shared').mkdir()
   for run, score in (('cpoly_tiny', .9), ('shared', .5)):

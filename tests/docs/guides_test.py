@@ -137,13 +137,15 @@ class ReportTest(guides_case.InFolderTestCase):
   page = PAGES['read_a_routing_report']
 
   def test_commands(self):
-    for arguments, table in zip(self.page.commands('cpoly_jax.analysis'), ('truth_summary', 'gains'), strict=True):
+    tables = ('truth_summary', 'conflict_summary', 'gains')
+    for arguments, table in zip(self.page.commands('cpoly_jax.analysis'), tables, strict=True):
       code, _, errors = command_case.run(analysis.main, *arguments, '--numbers_only', '--out=numbers')
       self.assertEqual((code, errors), (0, ''))
       self.assertTrue(pathlib.Path('numbers', f'{table}.csv').is_file())
 
   def test_figures_and_tables_exist(self):
-    found = findings.analyse('outputs/cpoly_tiny', known='tasks/assets/latent_skills.csv', against='outputs/shared')
+    found = findings.analyse('outputs/cpoly_tiny', known='tasks/assets/latent_skills.csv', against='outputs/shared',
+                             gradients=findings.Gradients(2))
     parts = sections.sections(found)
     known = {part.name for section in parts for part in (*section.drawings, *section.grids)}
     named = set(re.findall(r'`([a-z]+(?:_[a-z]+)*)`', self.page.text)) - {'borrowed'}

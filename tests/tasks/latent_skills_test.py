@@ -77,6 +77,9 @@ class TasksTest(parameterized.TestCase):
   def test_registered(self):
     mixture = seqio.MixtureRegistry.get('latent_skills')
     self.assertEqual({t.name for t in seqio.get_subtasks(mixture)}, {task.name for task in TASKS})
+    for count in (4, 8):
+      first = seqio.MixtureRegistry.get(f'latent_skills_{count}')
+      self.assertEqual([t.name for t in seqio.get_subtasks(first)], [task.name for task in TASKS[:count]])
     held_out = seqio.MixtureRegistry.get('latent_skills_held_out')
     self.assertEqual({t.name for t in seqio.get_subtasks(held_out)}, {task.name for task in HELD_OUT})
 

@@ -232,6 +232,13 @@ class MistakesTest(parameterized.TestCase):
     run = self._run()
     self.assert_refused('results.json', run, f'--against={run}')
 
+  @parameterized.parameters('0', '7', '-2', 'many')
+  def test_gradients_of_no_even_number(self, number):
+    self.assert_refused('no even number of examples', 'run', f'--gradients={number}')
+
+  def test_settings_of_gradients_without_them(self):
+    self.assert_refused('write --gradients=64, too', 'run', '--gradient_tasks=a')
+
   def test_one_checkpoint_and_one_task(self):
     run = self._run(('alone',))
     code, _, errors = command_case.run(command.main, f'{run}/checkpoint_7', '--numbers_only')
