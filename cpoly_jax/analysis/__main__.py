@@ -14,7 +14,7 @@ examples:
   python -m cpoly_jax.analysis outputs/cpoly_tiny
   python -m cpoly_jax.analysis outputs/cpoly_tiny --truth=tasks/assets/latent_skills.csv
   python -m cpoly_jax.analysis outputs/cpoly_tiny --against=outputs/shared --out=reports/cpoly_over_shared
-  python -m cpoly_jax.analysis outputs/cpoly_tiny --gradients=64
+  python -m cpoly_jax.analysis outputs/cpoly_tiny --examples=64
   python -m cpoly_jax.analysis outputs/cpoly_tiny/checkpoint_250 --out=reports/step_250 --numbers_only
 
 docs/analysis.md tells how to read each figure.
@@ -32,10 +32,11 @@ def _parser() -> argparse.ArgumentParser:
   add('--out', metavar='FOLDER', help='(default: MODEL_DIR/analysis; for one checkpoint PATH_analysis)')
   add('--truth', metavar='FILE', help='a known task x skill matrix: .csv (task,<skill>,... with 0 and 1) or .json')
   add('--against', metavar='MODEL_DIR', help='a run whose scores (results.json) to compare with, e.g. of SHARED')
-  add('--gradients', metavar='N', type=_even,
-      help="also compare the tasks' gradients, of N training examples each; reads the data of config.gin, and the base")
-  add('--gradient_tasks', metavar='NAMES', help='of these tasks only, with commas between; all their gradients are in memory')
-  add('--base', metavar='CHECKPOINT', help='the base for --gradients, where it is not at its recorded place')
+  add('--examples', metavar='N', type=_even,
+      help='also measure on N training examples of each task whether gradients conflict, and whose routing serves whom; reads '
+           'the data that config.gin tells, and the base')
+  add('--tasks', metavar='NAMES', help='examples of these tasks only, with commas between; all their gradients are in memory')
+  add('--base', metavar='CHECKPOINT', help='the base for --examples, where it is not at its recorded place')
   add('--numbers_only', action='store_true', help='CSV and JSON only: no report and no figures')
   return parser
 
@@ -43,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 def _even(text: str) -> int:
   """Reads N, which is cut into halves."""
   if not text.isdecimal() or int(text) < 2 or int(text) % 2:
-    raise argparse.ArgumentTypeError(f'{text} is no even number of examples above 0: write --gradients=64')
+    raise argparse.ArgumentTypeError(f'{text} is no even number of examples above 0: write --examples=64')
   return int(text)
 
 
@@ -55,14 +56,14 @@ def run(arguments: Sequence[str]) -> command_line.Result:
     OSError: something is absent or cannot be written.
   """
   options = _parser().parse_args(arguments)
-  if options.gradients is None and (options.gradient_tasks or options.base):
-    raise ValueError('--gradient_tasks and --base are of gradients: write --gradients=64, too')
+  if options.examples is None and (options.tasks or options.base):
+    raise ValueError('--tasks and --base are of examples: write --examples=64, too')
   from cpoly_jax.analysis import findings, output, svg
   if not options.numbers_only:
     svg.check_installed()
-  gradients = options.gradients and findings.Gradients(
-      options.gradients, tuple(filter(None, (options.gradient_tasks or '').split(','))), options.base)
-  found = findings.analyse(options.path, known=options.truth, against=options.against, gradients=gradients)
+  examples = options.examples and findings.Examples(
+      options.examples, tuple(filter(None, (options.tasks or '').split(','))), options.base)
+  found = findings.analyse(options.path, known=options.truth, against=options.against, examples=examples)
   path = options.path.rstrip('/')
   several = findings.model_dir(path, found.run.path) is not None
   folder = options.out or (os.path.join(path, 'analysis') if several else f'{path}_analysis')

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from cpoly_jax.analysis import figures, parts, statistics, texts
+from cpoly_jax.analysis import figures, hierarchy, parts, statistics, texts, transfer, truth
 from cpoly_jax.analysis.findings import Findings
 
 
@@ -20,6 +20,12 @@ def truth_section(found: Findings) -> parts.Section | None:
   sentences = [f'Adjusted Rand index of the two trees, cut into 2 to T - 1 clusters: {texts.shown(rand)} on average. '
                f'Correlation of the two similarities of tasks: {texts.shown(compared.correlation)}.']
   drawings = []
+  if found.measured is not None and len(routed := [name for name in found.measured.tasks if name in run.tasks]) > 1:
+    place = [found.measured.tasks.index(name) for name in routed]
+    known = hierarchy.cosines(compared.known.matrix[[run.tasks.index(name) for name in routed]])
+    served = truth.correlation(transfer.similarity(found.measured.losses)[np.ix_(place, place)], known)
+    agreement.append(('correlation of transfer', served))
+    sentences.append(f'Correlation with how well tasks serve each other (Whose routing serves whom): {texts.shown(served)}.')
   if compared.best is not None:
     (path, head), best = compared.best
     f1 = statistics.mean(match.f1 for match in compared.matches.values())

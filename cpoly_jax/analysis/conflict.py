@@ -1,6 +1,6 @@
 """Whether tasks pull the skills that they share in opposite directions: cosines of their gradients (PCGrad, arXiv 2001.06782).
 
-From a run (`python -m cpoly_jax.analysis MODEL_DIR --gradients=64`), or with any loss:
+From a run (`python -m cpoly_jax.analysis MODEL_DIR --examples=64`), or with any loss:
 
     loss = lambda params, batch: model.loss_fn(params, batch, None)[0]
     found = conflict.cosines(conflict.task_gradients(loss, params, {'rte': rte_batch, 'boolq': boolq_batch}))
@@ -32,14 +32,10 @@ class Pulls:
   """How the gradients of tasks agree.
 
   Attributes:
-    tasks: T names.
-    examples: N, of each task.
     cosine: by kind of skill (`common`, `specific`, or `all`), float64 [T, T].
     halves: by kind, the cosine of the gradients of two halves of a task's examples, float64 [T].
   """
 
-  tasks: tuple[str, ...]
-  examples: int
   cosine: Mapping[str, np.ndarray]
   halves: Mapping[str, np.ndarray]
 
@@ -80,7 +76,7 @@ def pulls(model: Any, params: Mapping[str, Any], batches: Mapping[str, Mapping[s
       count = len(batches)
       halves[kind] = np.diag(agreement[:count, count:])
       cosine[kind] = cosines(pair[:count] + pair[count:])
-  return Pulls(tuple(batches), examples, cosine, halves)
+  return Pulls(cosine, halves)
 
 
 def _of_specific(value: np.ndarray, specific: np.ndarray) -> np.ndarray:

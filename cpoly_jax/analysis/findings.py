@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from cpoly_jax import adapters
-from cpoly_jax.analysis import borrowing, comparison, conflict, diversity, extraction, hierarchy, statistics, truth
+from cpoly_jax.analysis import borrowing, comparison, conflict, diversity, extraction, hierarchy, statistics, transfer, truth
 from cpoly_jax.checkpoints import loading
 from cpoly_jax.task_index import TaskIndex
 
@@ -95,6 +95,23 @@ class Compared:
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+  """What was measured on examples.
+
+  Attributes:
+    tasks: their names, in the order of the mixture.
+    examples: N of each.
+    pulls: how their gradients agree.
+    losses: nats for each target token of a task's examples (row) routed as another task (column).
+  """
+
+  tasks: tuple[str, ...]
+  examples: int
+  pulls: conflict.Pulls
+  losses: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Findings:
   """What was learned; parts that a run does not have are None, or empty."""
 
@@ -108,7 +125,7 @@ class Findings:
   compared: Compared | None = None
   gains: Sequence[comparison.Gain] = ()
   against: str | None = None
-  pulls: conflict.Pulls | None = None
+  measured: Measured | None = None
   notes: Sequence[str] = ()
 
   @property
@@ -118,22 +135,22 @@ class Findings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gradients:
-  """What gradients of tasks are taken from.
+class Examples:
+  """Training examples to measure on.
 
   Attributes:
-    examples: N of each task's training examples.
+    count: N of each task, even.
     tasks: of these tasks only; none for all.
     base: the base checkpoint, where it is not at its recorded place.
   """
 
-  examples: int
+  count: int
   tasks: Collection[str] = ()
   base: str | None = None
 
 
 def analyse(path: str | os.PathLike, *, known: str | None = None, against: str | None = None,
-            gradients: Gradients | None = None) -> Findings:
+            examples: Examples | None = None) -> Findings:
   """Analyses a run.
 
   Args:
@@ -141,10 +158,10 @@ def analyse(path: str | os.PathLike, *, known: str | None = None, against: str |
       checkpoint_<step>; or a shared adapter's folder.
     known: file of a task x skill matrix to compare with.
     against: MODEL_DIR of a run to compare scores with.
-    gradients: what to take gradients of tasks from; None: they are left out, and so neither data nor base is read.
+    examples: what to measure gradients and transfer on; None: these are left out, and so neither data nor base is read.
 
   Raises:
-    FileNotFoundError: there is no checkpoint, matrix or results file; with `gradients`, neither base, config.gin or data.
+    FileNotFoundError: there is no checkpoint, matrix or results file; with `examples`, no base, config.gin or data.
     ValueError: one of them is damaged or does not fit, or nothing is routed.
   """
   found = extraction.opened(path)
@@ -162,17 +179,19 @@ def analyse(path: str | os.PathLike, *, known: str | None = None, against: str |
     notes.append('there is nothing to compare with the known skills: this system has no rows of several tasks')
   return Findings(run=run, rows=rows, moments=moments, alike=alike, linkage=linkage, borrowed=borrowed(run),
                   diverse=_diverse(found, run), compared=_compared(run, matrix, alike, linkage), gains=gained, against=against,
-                  pulls=_pulls(found, run, folder, gradients) if gradients else None, notes=notes)
+                  measured=_measured(found, run, folder, examples) if examples else None, notes=notes)
 
 
-def _pulls(found: loading.Opened, run: extraction.Run, folder: str | None, wanted: Gradients) -> conflict.Pulls:
-  """Takes the gradients of the run's tasks."""
-  from cpoly_jax.analysis import task_batches  # Here: only gradients need TensorFlow.
+def _measured(found: loading.Opened, run: extraction.Run, folder: str | None, wanted: Examples) -> Measured:
+  """Measures gradients and transfer on examples of the run's tasks."""
+  from cpoly_jax.analysis import task_batches  # Here: only examples need TensorFlow.
   from cpoly_jax.training import trained
   model = trained.model(found.path, description=found.description)
   opened = loading.open_files(found.path, base=wanted.base)
-  batches = task_batches.read(folder or os.path.dirname(found.path), model, wanted.examples, wanted.tasks)
-  return conflict.pulls(model, loading.read(opened).params, batches, run.owners)
+  batches = task_batches.read(folder or os.path.dirname(found.path), model, wanted.count, wanted.tasks)
+  params = loading.read(opened).params
+  return Measured(tuple(batches), wanted.count, conflict.pulls(model, params, batches, run.owners),
+                  transfer.losses(model, params, batches))
 
 
 def table_rows(run: extraction.Run) -> list[Row]:

@@ -1,4 +1,5 @@
-"""The sections on which tasks are alike, who borrows from whom, how skills differ, and where tasks pull them."""
+"""The sections on which tasks are alike, who borrows from whom, how skills differ, where tasks pull
+them, and whose routing serves whom."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import functools
 
 import numpy as np
 
-from cpoly_jax.analysis import borrowing, conflict, figures, parts, statistics, texts
+from cpoly_jax.analysis import borrowing, conflict, figures, parts, statistics, texts, transfer
 from cpoly_jax.analysis.findings import Findings
 
 _MOST_PAIRS = 50
@@ -99,15 +100,15 @@ def diversity_section(found: Findings) -> parts.Section:
 
 def conflict_section(found: Findings) -> parts.Section | None:
   """Says whether tasks pull the skills in opposite directions; None where no gradients were taken."""
-  pulls = found.pulls
-  if pulls is None:
+  if found.measured is None:
     return None
-  sentences = [f'Gradients of {pulls.examples} training examples of each task. A negative cosine means that, to first order, a '
-               'step for one task harms the other. Few examples make all cosines small: compare with two halves of one task.']
+  pulls, tasks = found.measured.pulls, found.measured.tasks
+  sentences = [f'Gradients of {found.measured.examples} training examples of each task. A negative cosine means that, to first '
+               'order, a step for one task harms the other.',
+               'Few examples make all cosines small: compare with two halves of one task.']
   drawings, pairs, summary = [], [], []
-  order = [i for name in (found.run.tasks[t] for t in found.order) for i, task in enumerate(pulls.tasks) if task == name]
-  order += [i for i in range(len(pulls.tasks)) if i not in order]  # Tasks that are routed as others.
-  names = [pulls.tasks[i] for i in order]
+  order = _measured_order(found)
+  names = [tasks[i] for i in order]
   for kind, cosine in pulls.cosine.items():
     between = cosine[np.triu_indices(len(cosine), 1)]
     mean, halves = statistics.mean(between), statistics.mean(pulls.halves[kind])
@@ -119,9 +120,39 @@ def conflict_section(found: Findings) -> parts.Section | None:
         f'conflict_{kind}', f'Gradients on {what}', 'Cosine of two tasks; on the diagonal of two halves of one task.',
         functools.partial(figures.heat_map, _with_diagonal(cosine, pulls.halves[kind])[np.ix_(order, order)], names, names,
                           row_title='task', column_title='task', scale='cosine', centre=0.)))
-    pairs += [(kind, pulls.tasks[i], pulls.tasks[j], cosine[i, j]) for i, j in zip(*np.triu_indices(len(cosine), 1))]
+    pairs += [(kind, tasks[i], tasks[j], cosine[i, j]) for i, j in zip(*np.triu_indices(len(cosine), 1))]
   return parts.Section('conflict', 'Whether tasks pull in opposite directions', sentences, drawings, [
       parts.Grid('conflict_summary', 'Pairs of tasks',
                  ('skills', 'share that conflicts', 'mean cosine', 'two halves of a task'), summary),
       parts.Grid('conflict', 'The pairs that disagree most', ('skills', 'task', 'other task', 'cosine'),
                  sorted(pairs, key=lambda pair: pair[-1]), shown=_MOST_PAIRS)])
+
+
+def _measured_order(found: Findings) -> list[int]:
+  """Rows of the measured tasks so that like ones are neighbours; last those that are routed as others."""
+  tasks = found.measured.tasks
+  order = [tasks.index(name) for name in (found.run.tasks[t] for t in found.order) if name in tasks]
+  return order + [i for i in range(len(tasks)) if i not in order]
+
+
+def transfer_section(found: Findings) -> parts.Section | None:
+  """Says whose routing serves whom; None where that was not measured, or there is one routing for all."""
+  if found.measured is None or np.ptp(found.measured.losses, axis=1).max() < 1e-6:
+    return None
+  losses, tasks, order = found.measured.losses, found.measured.tasks, _measured_order(found)
+  names, own, other = [tasks[i] for i in order], np.diag(losses), transfer.best_other(losses)
+  best, rest = losses[np.arange(len(tasks)), other], (losses.sum(axis=1) - own) / (len(tasks) - 1)
+  sentences = [
+      f'Loss of {found.measured.examples} training examples of each task, in nats for a target token, where they are routed as '
+      'another task: what a task would lose without skills and routing of its own.',
+      f"With its own routing {texts.shown(own.mean())}, with another task's {texts.shown(rest.mean())} on average, with the "
+      f'best other one {texts.shown(best.mean())}; {int(np.sum(best <= own))} of {len(tasks)} tasks do as well with another.']
+  drawing = parts.Drawing(
+      'transfer', 'Whose routing serves whom',
+      "Loss of a task (row) with another task's routing (column), less that with its own.",
+      functools.partial(figures.heat_map, _with_diagonal(losses - own[:, None], np.nan)[np.ix_(order, order)], names, names,
+                        row_title='examples of', column_title='routed as', scale='nats for a token'))
+  return parts.Section('transfer', 'Whose routing serves whom', sentences, [drawing], [
+      parts.Grid('transfer_tasks', 'Each task', ('task', 'its own', 'best other', 'with that', 'mean of others'),
+                 [(task, own[t], tasks[other[t]], best[t], rest[t]) for t, task in enumerate(tasks)]),
+      parts.matrix('transfer', 'Loss by routing', 'examples of', tasks, tasks, losses)])

@@ -11,7 +11,7 @@ from cpoly_jax.analysis.findings import Findings
 _SECTIONS = (
     routing_sections.routing_section, routing_sections.statistics_section, relation_sections.alike_section,
     relation_sections.borrowing_section, relation_sections.diversity_section, relation_sections.conflict_section,
-    comparison_sections.truth_section, comparison_sections.gains_section)
+    relation_sections.transfer_section, comparison_sections.truth_section, comparison_sections.gains_section)
 
 
 def sections(found: Findings) -> list[parts.Section]:

@@ -166,7 +166,9 @@ class CPolyModel(models.EncoderDecoderModel):
       meaning = lambda router: {k: v for k, v in router.items() if k not in ('sampling', 'unknown_task', 'num_tasks')}
       if not self._other_tasks:
         _check_same(meaning(there['router']), meaning(here['router']), f'{where} has a router', 'the system and its settings')
-    if 'task_index' in metadata and not self._other_tasks:
+    # A plain T5, such as a base that was pretrained here, has no rows of tasks.
+    is_plain = 'adapter' in metadata and there is None
+    if 'task_index' in metadata and not is_plain and not self._other_tasks:
       self.task_index.check_same(TaskIndex.from_json(metadata['task_index']), where)
 
 

@@ -145,7 +145,7 @@ class ReportTest(guides_case.InFolderTestCase):
 
   def test_figures_and_tables_exist(self):
     found = findings.analyse('outputs/cpoly_tiny', known='tasks/assets/latent_skills.csv', against='outputs/shared',
-                             gradients=findings.Gradients(2))
+                             examples=findings.Examples(2))
     parts = sections.sections(found)
     known = {part.name for section in parts for part in (*section.drawings, *section.grids)}
     named = set(re.findall(r'`([a-z]+(?:_[a-z]+)*)`', self.page.text)) - {'borrowed'}

@@ -233,11 +233,11 @@ class MistakesTest(parameterized.TestCase):
     self.assert_refused('results.json', run, f'--against={run}')
 
   @parameterized.parameters('0', '7', '-2', 'many')
-  def test_gradients_of_no_even_number(self, number):
-    self.assert_refused('no even number of examples', 'run', f'--gradients={number}')
+  def test_no_even_number_of_examples(self, number):
+    self.assert_refused('no even number of examples', 'run', f'--examples={number}')
 
-  def test_settings_of_gradients_without_them(self):
-    self.assert_refused('write --gradients=64, too', 'run', '--gradient_tasks=a')
+  def test_tasks_without_examples(self):
+    self.assert_refused('write --examples=64, too', 'run', '--tasks=a')
 
   def test_one_checkpoint_and_one_task(self):
     run = self._run(('alone',))

@@ -263,6 +263,11 @@ class ModelTest(absltest.TestCase):
       model.check_checkpoint_metadata(other, 'run/checkpoint_3')
     _model(other_tasks=True).check_checkpoint_metadata(other, 'run/checkpoint_3')
 
+  def test_a_base_may_have_been_pretrained_on_other_tasks(self):
+    base = _model(adapter=False).checkpoint_metadata()
+    self.assertIsNone(base['adapter'])
+    _model().check_checkpoint_metadata({**base, 'task_index': {'tasks': ['gap_filling']}})
+
   def test_checkpoints_of_other_skills_are_refused(self):
     """Parameters of the same shapes would compute something else."""
     model = _model()
