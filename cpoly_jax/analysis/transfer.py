@@ -32,8 +32,12 @@ def losses(model: Any, params: Mapping[str, Any], batches: Mapping[str, Mapping[
 
 
 def similarity(found: np.ndarray) -> np.ndarray:
-  """Returns how well two tasks serve each other, [T, T]: higher is better, the same both ways, only to be compared."""
-  return -(found + found.T)
+  """Returns how well two tasks serve each other, [T, T]: higher is better, the same both ways, only to be compared.
+
+  A task's own loss is taken off, so that where routing changes nothing all tasks serve alike.
+  """
+  lost = found - np.diag(found)[:, None]
+  return -(lost + lost.T)
 
 
 def best_other(found: np.ndarray) -> np.ndarray:

@@ -99,6 +99,10 @@ class TransferTest(absltest.TestCase):
     self.assertAlmostEqual(found[2, 0], expected, places=4)
     self.assertGreater(np.ptp(found, axis=1).min(), 1e-3)
 
+  def test_similarity(self):
+    np.testing.assert_array_equal(transfer.similarity(np.array([[1., 3], [7, 2]])), [[0, -7], [-7, 0]])
+    np.testing.assert_array_equal(transfer.similarity(np.array([[1., 1], [7, 7]])), np.zeros((2, 2)))
+
   def test_best_other(self):
     np.testing.assert_array_equal(transfer.best_other(np.array([[1., 3, 2], [0, 1, 5], [4, 0, 1]])), [2, 0, 1])
 
