@@ -1,4 +1,4 @@
-"""What a run learned, from its files alone: `python -m cpoly_jax.analysis MODEL_DIR`.
+"""What a run learned, from its files, and where asked from its data: `python -m cpoly_jax.analysis MODEL_DIR`.
 
     extraction.py  tables and weights of every router
     statistics.py  discreteness, sparsity, usage; tasks by the skills that they use
@@ -7,7 +7,9 @@
     diversity.py   cosines between skills
     truth.py       agreement with a known task x skill matrix
     comparison.py  scores against another run
-    conflict.py    cosines of tasks' gradients, for use from Python
+    task_batches.py training examples of each task, for the next two
+    conflict.py    cosines of tasks' gradients
+    transfer.py    losses of tasks that are routed as others
     findings.py    all of these of a folder
     parts.py       what sections of a report are made of: sentences, tables, figures
     sections.py    the sections, in order: routing_, relation_ and comparison_sections.py

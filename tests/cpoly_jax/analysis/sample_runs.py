@@ -18,6 +18,7 @@ from cpoly_jax.adapters import Adapter
 from cpoly_jax.checkpoints import loading
 from cpoly_jax.t5 import network
 from cpoly_jax.task_index import TaskIndex
+from cpoly_jax.training.models import CPolyModel
 
 QUERIES = '.*attention/query'
 CPOLY = functools.partial(routing.CPolyRouter, num_common=2)
@@ -56,3 +57,18 @@ def write(folder: str, tasks: tuple[str, ...], model: network.Transformer, steps
   description = {**model_settings.describe(model), 'task_index': TaskIndex(tasks).to_json()}
   model_settings.save(description, folder)
   return folder
+
+
+def with_batches(tasks: tuple[str, ...], *arguments) -> tuple[CPolyModel, dict, dict]:
+  """Returns a model, its parameters, and by task batches of 4 examples; `arguments` as of `transformer`."""
+  small = transformer(len(tasks), *arguments, layers=1)
+  model = CPolyModel(small, None, None, None, task_index=TaskIndex(tasks))
+  params = traverse_util.unflatten_dict(drawn(small), sep='/')
+  rng = np.random.default_rng(1)
+  batches = {}
+  for row, task in enumerate(tasks):
+    tokens = rng.integers(2, 16, (2, 4, 5)).astype(np.int32)
+    batches[task] = {'encoder_input_tokens': tokens[0], 'decoder_target_tokens': tokens[1],
+                     'decoder_input_tokens': np.pad(tokens[1], ((0, 0), (1, 0)))[:, :-1],
+                     'decoder_loss_weights': np.ones((4, 5), np.int32), 'task_id': np.full((4, 1), row, np.int32)}
+  return model, params, batches

@@ -1,4 +1,4 @@
-"""What examples tell: gradients of tasks, where they are known and of a network, and transfer between tasks."""
+"""Gradients of tasks, where they are known, and of a network."""
 
 import functools
 import os
@@ -16,9 +16,6 @@ import sample_runs  # pylint: disable=g-import-not-at-top
 from cpoly_jax import routing
 from cpoly_jax import testing
 from cpoly_jax.analysis import conflict
-from cpoly_jax.analysis import transfer
-from cpoly_jax.task_index import TaskIndex
-from cpoly_jax.training.models import CPolyModel
 
 setUpModule, tearDownModule = testing.quick_compilation()
 
@@ -49,25 +46,10 @@ class ConflictTest(absltest.TestCase):
     self.assertTrue(np.isnan(conflict.conflicting(np.ones((1, 1)))))
 
 
-def _network(tasks, *arguments):
-  """Returns a model, its parameters, and batches of 4 examples for each task."""
-  network = sample_runs.transformer(len(tasks), *arguments, layers=1)
-  model = CPolyModel(network, None, None, None, task_index=TaskIndex(tasks))
-  params = traverse_util.unflatten_dict(sample_runs.drawn(network), sep='/')
-  rng = np.random.default_rng(1)
-  batches = {}
-  for row, task in enumerate(tasks):
-    tokens = rng.integers(2, 16, (2, 4, 5)).astype(np.int32)
-    batches[task] = {'encoder_input_tokens': tokens[0], 'decoder_target_tokens': tokens[1],
-                     'decoder_input_tokens': np.pad(tokens[1], ((0, 0), (1, 0)))[:, :-1],
-                     'decoder_loss_weights': np.ones((4, 5), np.int32), 'task_id': np.full((4, 1), row, np.int32)}
-  return model, params, batches
-
-
 class PullsTest(absltest.TestCase):
 
   def test_of_a_network(self):
-    model, params, batches = _network(('a', 'b', 'c'))
+    model, params, batches = sample_runs.with_batches(('a', 'b', 'c'))
     found = conflict.pulls(model, params, batches, np.array([-1, -1, 0, 1, 2]))
     self.assertEqual(sorted(found.cosine), ['common', 'specific'])
     whole = jax.jit(jax.grad(lambda params, batch: model.loss_fn(params, batch, None)[0]))
@@ -84,27 +66,8 @@ class PullsTest(absltest.TestCase):
       self.assertAlmostEqual(found.halves[kind][1], halves, places=4)
 
   def test_skills_without_owners(self):
-    model, params, batches = _network(('a', 'b'), functools.partial(routing.PolyRouter, num_skills=2))
+    model, params, batches = sample_runs.with_batches(('a', 'b'), functools.partial(routing.PolyRouter, num_skills=2))
     self.assertEqual(list(conflict.pulls(model, params, batches, np.array([-1, -1])).cosine), ['all'])
-
-
-class TransferTest(absltest.TestCase):
-
-  def test_each_task_routed_as_each(self):
-    model, params, batches = _network(('a', 'b', 'c'))
-    found = transfer.losses(model, params, batches)
-    logits = model._compute_logits(params, {**batches['c'], 'task_id': np.zeros((4, 1), np.int32)})
-    told = jax.nn.log_softmax(jnp.asarray(logits, jnp.float32))
-    expected = -np.mean(np.take_along_axis(told, batches['c']['decoder_target_tokens'][..., None], axis=-1))
-    self.assertAlmostEqual(found[2, 0], expected, places=4)
-    self.assertGreater(np.ptp(found, axis=1).min(), 1e-3)
-
-  def test_similarity(self):
-    np.testing.assert_array_equal(transfer.similarity(np.array([[1., 3], [7, 2]])), [[0, -7], [-7, 0]])
-    np.testing.assert_array_equal(transfer.similarity(np.array([[1., 1], [7, 7]])), np.zeros((2, 2)))
-
-  def test_best_other(self):
-    np.testing.assert_array_equal(transfer.best_other(np.array([[1., 3, 2], [0, 1, 5], [4, 0, 1]])), [2, 0, 1])
 
 
 if __name__ == '__main__':
