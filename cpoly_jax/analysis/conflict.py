@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cpoly_jax import adapters
+from cpoly_jax.analysis import diversity
 
 _COLUMNS = 1 << 20  # Of gradients that are multiplied at once, in float64.
 
@@ -66,8 +67,11 @@ def pulls(model: Any, params: Mapping[str, Any], batches: Mapping[str, Mapping[s
   cut = lambda rows: {task: ({name: value[rows] for name, value in batch.items()}, rest) for task, batch in batches.items()}
   first, second = (task_gradients(loss, trained, cut(rows)) for rows in (slice(0, examples // 2), slice(examples // 2, None)))
   specific = np.asarray(owners) >= 0
-  columns = np.concatenate([_of_specific(trained[name], specific) for name in sorted(trained)])
-  kinds = {'common': ~columns, 'specific': columns} if columns.any() else {'all': ~columns}
+  if specific.any():
+    columns = np.concatenate([_of_specific(trained[name], specific) for name in sorted(trained)])
+    kinds = {'common': ~columns, 'specific': columns}
+  else:
+    kinds = {'all': np.ones(first.shape[1], bool)}
   cosine, halves = {}, {}
   for kind, chosen in kinds.items():
     if chosen.any():
@@ -113,9 +117,7 @@ def cosines(gradients: np.ndarray) -> np.ndarray:
   for start in range(0, gradients.shape[1], _COLUMNS):
     part = np.asarray(gradients[:, start:start + _COLUMNS], np.float64)
     products += part @ part.T
-  norms = np.sqrt(np.diag(products))
-  scale = norms[:, None] * norms
-  found = np.clip(np.divide(products, scale, out=np.zeros_like(products), where=scale > 0), -1, 1)
+  found = np.nan_to_num(diversity.cosines(products))
   np.fill_diagonal(found, 1)
   return found
 

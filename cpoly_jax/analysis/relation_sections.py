@@ -99,8 +99,8 @@ def diversity_section(found: Findings) -> parts.Section:
 
 
 def conflict_section(found: Findings) -> parts.Section | None:
-  """Says whether tasks pull the skills in opposite directions; None where no gradients were taken."""
-  if found.measured is None:
+  """Says whether tasks pull the skills in opposite directions; None where no gradients of several tasks were taken."""
+  if found.measured is None or len(found.measured.tasks) < 2:
     return None
   pulls, tasks = found.measured.pulls, found.measured.tasks
   sentences = [f'Gradients of {found.measured.examples} training examples of each task. A negative cosine means that, to first '

@@ -154,6 +154,11 @@ class ReportTest(guides_case.InFolderTestCase):
     headings = [re.sub(r'^\d\. |: W_[AB]$', '', heading) for heading in re.findall(r'^## (.*)$', self.page.text, re.MULTILINE)]
     self.assertEqual(headings, [section.title for section in parts])
 
+  def test_examples_of_one_task(self):
+    found = findings.analyse('outputs/cpoly_tiny', examples=findings.Examples(2, ['latent_dema']))
+    self.assertEqual(found.measured.losses.shape, (1, 1))
+    self.assertEmpty({'conflict', 'transfer'} & {section.key for section in sections.sections(found)})
+
   def test_own_skills_alone(self):
     from cpoly_jax.analysis import truth
     index = task_index.from_mixture('latent_skills', 'tasks')
